@@ -1,0 +1,157 @@
+"""Public operators: causal depthwise convolution over time, in pieces that hand a state on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npdwconv.arguments import Call
+from npdwconv.dispatch import kernel
+from npdwconv.layouts import Array, channels_second
+from npdwconv.options import needed_names
+from npdwconv.plans import ConvOptions, DepthwisePlan, Needs, backward, backward_kernels, depthwise_plan, forward
+from npdwconv.precision import accumulator
+
+
+class CausalGrads(NamedTuple):
+    """Gradients of a causal convolution in its operands; None where not needed, or where the operand was None."""
+
+    x: Array | None = None
+    weight: Array | None = None
+    bias: Array | None = None
+    state: Array | None = None
+
+
+CAUSAL_NEEDS = CausalGrads._fields
+
+
+def _plan(
+    name: str, x: Any, weight: Any, bias: Any, state: Any, layout: Any, activation: Any
+) -> tuple[Call, DepthwisePlan, Array | None, Array]:
+    """The call, its plan over what came before and ``x``, the checked state, and that joined history (N, C, S−1+W)."""
+    alone = depthwise_plan(name, 1, x, weight, bias, ConvOptions(1, "causal", 1, "zeros", layout, activation))
+    call, taps = alone.call, alone.weight.shape[1]
+    xs = channels_second(alone.x, call.layout)
+    with call.explained():
+        before = call.optional("state", state)
+        shape = (*xs.shape[:2], taps - 1)
+        if before is not None:
+            call.require("state", before, shape, "(N, C, S − 1) in both layouts")
+    head = np.zeros(shape, dtype=xs.dtype) if before is None else before
+    history = np.concatenate([head, xs], axis=2)
+    if before is None:
+        return call, alone, None, history
+    geometry = replace(alone.geometry, axes=(replace(alone.geometry.axes[0], size=history.shape[2], low=0),))
+    joined = _dense(history, call.layout, history.dtype)
+    return call, replace(alone, x=joined, geometry=geometry), before, history
+
+
+def causal_depthwise_conv1d(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    state: Any = None,
+    activation: str | None = None,
+    layout: str = "channels_first",
+    backend: str | None = None,
+) -> tuple[Array, Array]:
+    """Causal depthwise convolution over time: each output reads the present and the S − 1 inputs before it.
+
+    ``out[n, c·M + m, q] = activation(Σ_s weight[c·M + m, 0, s] · x[n, c, q + s − (S − 1)] + bias[c·M + m])``, where
+    inputs before the first are the ``state``, or absent. A long sequence may come in pieces, each with the state that
+    the last one returned: the results are the same bits. The semantics are those of ONNX ``CausalConvWithState``
+    (opset 27), the layer of Mamba and Gated DeltaNet.
+
+    Args:
+        x: (N, C, W), or (N, W, C) with ``layout="channels_last"``; W may be 0 or less than S − 1.
+        weight: (C·M, 1, S).
+        bias: (C·M,) or None.
+        state: (N, C, S − 1) in both layouts, the inputs before ``x``; None where there were none.
+        activation, layout, backend: as in ``depthwise_conv1d``.
+
+    Returns:
+        ``(out, next_state)``: out (N, C·M, W) or (N, W, C·M); next_state (N, C, S − 1), a copy.
+
+    Raises:
+        ShapeError, DTypeError, OptionError, BackendUnavailableError: as ``depthwise_conv1d``.
+
+    >>> import numpy as np
+    >>> from npdwconv import causal_depthwise_conv1d
+    >>> x, weight = np.arange(6, dtype=np.float32).reshape(1, 1, 6), np.ones((1, 1, 3), dtype=np.float32)
+    >>> whole, _ = causal_depthwise_conv1d(x, weight)
+    >>> first, state = causal_depthwise_conv1d(x[..., :2], weight)
+    >>> second, _ = causal_depthwise_conv1d(x[..., 2:], weight, state=state)
+    >>> np.array_equal(whole, np.concatenate([first, second], axis=2))
+    True
+    """
+    run = kernel("depthwise_fwd", backend, x)
+    _, plan, _, history = _plan("causal_depthwise_conv1d", x, weight, bias, state, layout, activation)
+    kept = history.shape[2] - (plan.weight.shape[1] - 1)
+    return forward(run, plan, None), np.ascontiguousarray(history[:, :, kept:])
+
+
+def causal_depthwise_conv1d_backward(
+    grad_out: Any,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    state: Any = None,
+    grad_next_state: Any = None,
+    activation: str | None = None,
+    layout: str = "channels_first",
+    needs: Needs = CAUSAL_NEEDS,
+    backend: str | None = None,
+) -> CausalGrads:
+    """Gradients of ``causal_depthwise_conv1d`` in ``x``, ``weight``, ``bias`` and ``state``.
+
+    The next state is a copy of the last inputs, so ``grad_next_state`` is added to the gradients of those.
+
+    Args:
+        grad_out: (N, C·M, W), or (N, W, C·M) channels_last.
+        x, weight, bias, state: the forward's; so are the options.
+        grad_next_state: (N, C, S − 1), the gradient that reaches the next state; None for zero.
+        needs: one or more of ``"x"``, ``"weight"``, ``"bias"``, ``"state"``.
+
+    Returns:
+        CausalGrads(x, weight, bias, state), each of its operand's shape and dtype; None where not needed or not passed.
+
+    Raises:
+        ShapeError, DTypeError, OptionError, BackendUnavailableError: as the forward does.
+
+    >>> import numpy as np
+    >>> from npdwconv import causal_depthwise_conv1d_backward
+    >>> x, weight = np.ones((1, 2, 6), dtype=np.float32), np.ones((2, 1, 3), dtype=np.float32)
+    >>> causal_depthwise_conv1d_backward(x, x, weight, needs="x").x[0, 0]
+    array([3., 3., 3., 3., 2., 1.], dtype=float32)
+    """
+    run = backward_kernels("depthwise", backend, x)
+    call, plan, before, history = _plan("causal_depthwise_conv1d_backward", x, weight, bias, state, layout, activation)
+    taps = plan.weight.shape[1]
+    with call.explained():
+        wanted = needed_names(needs, CAUSAL_NEEDS)
+        carried = call.optional("grad_next_state", grad_next_state)
+        if carried is not None:
+            call.require("grad_next_state", carried, (*history.shape[:2], taps - 1), "(N, C, S − 1) in both layouts")
+    inner = (wanted - {"state"}) | ({"x"} if "state" in wanted and before is not None else set())
+    grads = backward(run, replace(plan, x=plan.x.astype(accumulator(plan.x.dtype), copy=False)), grad_out, inner)
+    if grads.x is None:
+        return CausalGrads(None, grads.weight, grads.bias, None)
+    reached = channels_second(grads.x, call.layout)
+    total = np.zeros(history.shape, dtype=reached.dtype)
+    total[:, :, history.shape[2] - reached.shape[2] :] = reached
+    if carried is not None:
+        total[:, :, history.shape[2] - (taps - 1) :] += carried
+    grad_x = _dense(total[:, :, taps - 1 :], call.layout, history.dtype) if "x" in wanted else None
+    wants_state = "state" in wanted and before is not None
+    grad_state = _dense(total[:, :, : taps - 1], "channels_first", history.dtype) if wants_state else None
+    return CausalGrads(grad_x, grads.weight, grads.bias, grad_state)
+
+
+@np.errstate(over="ignore")
+def _dense(array: Array, layout: str, dtype: np.dtype[Any]) -> Array:
+    """A contiguous copy, in ``layout`` and ``dtype``, of an array (N, C, W)."""
+    return np.array(array if layout == "channels_first" else array.swapaxes(1, 2), dtype=dtype, order="C")

@@ -1,0 +1,150 @@
+"""Choosing room: one literal table of operation and backend, which one a call takes, and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from npdwconv.errors import BackendUnavailableError
+from npdwconv.options import one_of
+
+Kernel = Callable[..., None]
+
+ROOMS = {"reference": "npdwconv.kernels.reference", "numba": "npdwconv.kernels.cpu", "cuda": "npdwconv.kernels.cuda"}
+BACKENDS = tuple(ROOMS)
+
+# operation -> the file that holds it on every floor, and the backends that have it
+TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "depthwise_fwd": ("depthwise", ("reference",)),
+    "depthwise_bwd_activation": ("depthwise", ("reference",)),
+    "depthwise_bwd_input": ("depthwise", ("reference",)),
+    "depthwise_bwd_weight": ("depthwise", ("reference",)),
+    "transpose_fwd": ("depthwise", ("reference",)),
+    "transpose_bwd_activation": ("depthwise", ("reference",)),
+    "transpose_bwd_input": ("depthwise", ("reference",)),
+    "transpose_bwd_weight": ("depthwise", ("reference",)),
+    "pointwise_fwd": ("pointwise", ("reference",)),
+    "pointwise_bwd_activation": ("pointwise", ("reference",)),
+    "pointwise_bwd_input": ("pointwise", ("reference",)),
+    "pointwise_bwd_weight": ("pointwise", ("reference",)),
+    "separable_fwd": ("separable", ("reference",)),
+    "separable_bwd": ("separable", ("reference",)),
+    "bias_bwd": ("epilogue", ("reference",)),
+}
+
+_VARIABLE = "NPDWCONV_BACKEND"
+_context: ContextVar[str | None] = ContextVar("npdwconv_backend", default=None)
+
+
+class BackendChoice(NamedTuple):
+    """Which backend a call takes, and why."""
+
+    backend: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.reason}"
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Calls inside that name no backend take ``name``; threads and tasks do not disturb each other.
+
+    Raises:
+        OptionError: there is no such backend.
+        BackendUnavailableError: it cannot be used here; the message says why.
+
+    >>> import npdwconv
+    >>> with npdwconv.use_backend("reference"):
+    ...     print(npdwconv.explain_backend())
+    reference: use_backend('reference') is in force
+    """
+    one_of("backend", name, BACKENDS)
+    require_usable(name)
+    token = _context.set(name)
+    try:
+        yield
+    finally:
+        _context.reset(token)
+
+
+def explain_backend(x: Any = None, *, backend: str | None = None) -> BackendChoice:
+    """Which backend a call with the array ``x`` would take, and why; what it returns prints as a sentence.
+
+    Raises:
+        OptionError: ``backend`` (or the environment variable NPDWCONV_BACKEND) names none that exists.
+
+    >>> import npdwconv
+    >>> print(npdwconv.explain_backend(backend="reference"))
+    reference: the call names backend='reference'
+    """
+    if backend is not None:
+        return BackendChoice(one_of("backend", backend, BACKENDS), f"the call names backend={backend!r}")
+    held = _context.get()
+    if held is not None:
+        return BackendChoice(held, f"use_backend({held!r}) is in force")
+    named = os.environ.get(_VARIABLE)
+    if named:
+        one_of(f"environment variable {_VARIABLE}", named, BACKENDS)
+        return BackendChoice(named, f"the environment variable {_VARIABLE} names it")
+    if on_device(x):
+        return BackendChoice("cuda", f"{type(x).__name__} lies on a CUDA device")
+    reason = unusable("numba")
+    if reason is None:
+        return BackendChoice("numba", "numba is installed, and the array lies in CPU memory")
+    return BackendChoice("reference", f"numba is not usable: {reason}")
+
+
+def kernel(operation: str, backend: str | None, x: Any = None) -> Kernel:
+    """The kernel of ``operation`` on the backend that a call takes."""
+    choice = explain_backend(x, backend=backend)
+    require_usable(choice.backend)
+    room, backends = TABLE[operation]
+    if choice.backend not in backends:
+        raise BackendUnavailableError(
+            f"backend {choice.backend!r} ({choice.reason}) has no {operation}; it exists on {', '.join(backends)}"
+        )
+    return _load(operation, f"{ROOMS[choice.backend]}.{room}")
+
+
+def backend_status() -> dict[str, str | None]:
+    """Each backend, and why it cannot be used here; None where it can."""
+    return {name: unusable(name) for name in BACKENDS}
+
+
+def require_usable(name: str) -> None:
+    """Raise BackendUnavailableError, with the reason, where backend ``name`` cannot be used here."""
+    reason = unusable(name)
+    if reason is not None:
+        usable = [other for other in BACKENDS if unusable(other) is None]
+        raise BackendUnavailableError(f"backend {name!r} cannot be used: {reason}; usable here: {', '.join(usable)}")
+
+
+def unusable(name: str) -> str | None:
+    """Why backend ``name`` cannot be used here, or None."""
+    if not any(name in backends for _, backends in TABLE.values()):
+        return "this version of npdwconv has no kernels for it"
+    if name == "numba" and find_spec("numba") is None:
+        return "the package numba is not installed (pip install numba)"
+    return None
+
+
+def on_device(x: Any) -> bool:
+    """Whether an array lies on a CUDA device, by its own protocols."""
+    if hasattr(x, "__cuda_array_interface__"):
+        return True
+    if not hasattr(x, "__dlpack_device__"):
+        return False
+    return int(x.__dlpack_device__()[0]) in (2, 13)  # kDLCUDA and kDLCUDAManaged of dlpack.h
+
+
+@cache
+def _load(operation: str, module: str) -> Kernel:
+    loaded: Kernel = getattr(import_module(module), operation)
+    return loaded

@@ -1,0 +1,1 @@
+"""Leaves: arrays and ints. No validation, no options, no allocation policy."""

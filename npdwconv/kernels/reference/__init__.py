@@ -1,0 +1,1 @@
+"""NumPy kernels: the specification, written to be read."""

@@ -1,0 +1,148 @@
+"""Planning room: what the depthwise operators share: checked operands, geometry, and how a plan is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npdwconv.activations import ACTIVATIONS, Activation
+from npdwconv.arguments import Call, check_allocatable, check_multiplier
+from npdwconv.dispatch import Kernel, kernel
+from npdwconv.geometry import ConvGeometry, conv_geometry, transpose_geometry
+from npdwconv.layouts import LAYOUTS, Array, shape_of, split_shape
+from npdwconv.options import PADDING_MODES, needed_names, one_of, padding_form, per_axis
+from npdwconv.precision import accumulator
+
+Needs = str | Iterable[str]
+NEEDS = ("x", "weight", "bias")
+
+
+class Grads(NamedTuple):
+    """Gradients of one operator in its operands; None where not needed, or where there is no bias."""
+
+    x: Array | None = None
+    weight: Array | None = None
+    bias: Array | None = None
+
+
+class BackwardKernels(NamedTuple):
+    """One kernel for each part of a backward."""
+
+    activation: Kernel
+    input: Kernel
+    weight: Kernel
+    bias: Kernel
+
+
+@dataclass(frozen=True)
+class ConvOptions:
+    """What a caller passes beside the arrays, unchecked."""
+
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    padding_mode: Any = "zeros"
+    layout: Any = "channels_first"
+    activation: Any = None
+    output_padding: Any = None
+
+    def geometry(self, size: tuple[int, ...], kernel: tuple[int, ...]) -> ConvGeometry:
+        """Checked and planned for inputs of extent ``size``; transposed where there is an ``output_padding``."""
+        rank = len(size)
+        stride, dilation = per_axis("stride", self.stride, rank), per_axis("dilation", self.dilation, rank)
+        padding, mode = padding_form(self.padding, rank), one_of("padding_mode", self.padding_mode, PADDING_MODES)
+        if self.output_padding is None:
+            return conv_geometry(size, kernel, stride, dilation, padding, mode)
+        extra = per_axis("output_padding", self.output_padding, rank, least=0)
+        return transpose_geometry(size, kernel, stride, dilation, padding, extra)
+
+
+@dataclass(frozen=True)
+class DepthwisePlan:
+    """A checked depthwise call: operands (weight as (C·M, *kernel)), geometry, and the shape of its result."""
+
+    call: Call
+    x: Array
+    weight: Array
+    bias: Array | None
+    geometry: ConvGeometry
+    activation: Activation | None
+    shape: tuple[int, ...]
+
+
+def open_call(name: str, layout: Any) -> Call:
+    """A call whose layout is checked, before any operand is."""
+    call = Call(name)
+    with call.explained():
+        call.layout = one_of("layout", layout, LAYOUTS)
+    return call
+
+
+def activation_named(value: Any, name: str = "activation") -> Activation | None:
+    """The activation of that name, or None."""
+    return None if value is None else ACTIVATIONS[one_of(name, value, ACTIVATIONS)]
+
+
+def depthwise_plan(
+    name: str, rank: int, x: Any, weight: Any, bias: Any, options: ConvOptions, *, stage: str = ""
+) -> DepthwisePlan:
+    """Check a depthwise or transposed depthwise call and plan it; ``stage`` precedes its operands' names."""
+    call = open_call(name, options.layout)
+    with call.explained():
+        xs = call.activations("x", x, rank)
+        w = call.depthwise_weight(f"{stage}weight", weight, rank)
+        batch, channels, size = split_shape(call.layout, xs.shape)
+        check_multiplier(f"{stage}weight", w.shape[0], channels)
+        b = call.vector(f"{stage}bias", bias, w.shape[0])
+        geometry = options.geometry(size, w.shape[1:])
+        extents = geometry.out if options.output_padding is None else geometry.size
+        shape = shape_of(call.layout, batch, w.shape[0], extents)
+        check_allocatable(shape, xs.itemsize)
+        if geometry.copies_border:
+            check_allocatable((batch, channels, *geometry.padded), xs.itemsize)
+        activation = activation_named(options.activation, f"{stage}activation")
+        return DepthwisePlan(call, xs, w, b, geometry, activation, shape)
+
+
+def forward(run: Kernel, plan: DepthwisePlan, out: Any) -> Array:
+    """Run a planned forward operation into ``out`` or a new array."""
+    with plan.call.explained():
+        result = plan.call.result(out, plan.shape)
+    run(plan.x, plan.weight, plan.bias, result, plan.geometry, plan.call.layout, plan.activation)
+    return result
+
+
+def backward_kernels(family: str, backend: str | None, x: Any) -> BackwardKernels:
+    """The kernels that a backward of ``family`` (depthwise or transpose) is made of."""
+    parts = (f"{family}_bwd_activation", f"{family}_bwd_input", f"{family}_bwd_weight", "bias_bwd")
+    return BackwardKernels(*(kernel(part, backend, x) for part in parts))
+
+
+def backward(run: BackwardKernels, plan: DepthwisePlan, grad_out: Any, needs: Needs) -> Grads:
+    """Run those of the backward operations that ``needs`` asks for."""
+    call, g = plan.call, plan.geometry
+    with call.explained():
+        wanted = needed_names(needs, NEEDS)
+        grad_z = call.operand("grad_out", grad_out)
+        call.require("grad_out", grad_z, plan.shape, "the shape of the forward's result")
+    if plan.activation is not None and wanted:
+        chained = np.empty(plan.shape, dtype=accumulator(grad_z.dtype))
+        run.activation(grad_z, plan.x, plan.weight, plan.bias, chained, g, call.layout, plan.activation)
+        grad_z = chained
+    grads = Grads(*empty_grads(wanted, {"x": plan.x, "weight": plan.weight, "bias": plan.bias}))
+    if grads.x is not None:
+        run.input(grad_z, plan.weight, grads.x, g, call.layout)
+    if grads.weight is not None:
+        run.weight(grad_z, plan.x, grads.weight, g, call.layout)
+    if grads.bias is not None:
+        run.bias(grad_z, grads.bias, call.layout)
+    return grads if grads.weight is None else grads._replace(weight=grads.weight[:, None])
+
+
+def empty_grads(wanted: frozenset[str], operands: dict[str, Array | None]) -> Iterator[Array | None]:
+    """For each operand an array for its gradient, or None where it is not wanted or the operand is None."""
+    for name, operand in operands.items():
+        yield None if operand is None or name not in wanted else np.empty(operand.shape, operand.dtype)

@@ -1,0 +1,138 @@
+"""Public operators: pointwise convolution of any rank, and its gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from npdwconv.activations import Activation
+from npdwconv.arguments import Call
+from npdwconv.dispatch import kernel
+from npdwconv.layouts import Array, shape_of, split_shape
+from npdwconv.options import needed_names
+from npdwconv.plans import NEEDS, Grads, Needs, activation_named, empty_grads, open_call
+from npdwconv.precision import accumulator
+
+
+@dataclass(frozen=True)
+class PointwisePlan:
+    """A checked pointwise call: operands (weight as (K, C)) and the shape of its result."""
+
+    call: Call
+    x: Array
+    weight: Array
+    bias: Array | None
+    activation: Activation | None
+    shape: tuple[int, ...]
+    weight_shape: tuple[int, ...]
+
+
+def _plan(name: str, x: Any, weight: Any, bias: Any, layout: Any, activation: Any) -> PointwisePlan:
+    call = open_call(name, layout)
+    with call.explained():
+        xs = call.activations("x", x, None)
+        batch, channels, spatial = split_shape(call.layout, xs.shape)
+        w = call.pointwise_weight("weight", weight, channels)
+        b = call.vector("bias", bias, w.shape[0])
+        shape = shape_of(call.layout, batch, w.shape[0], spatial)
+        weight_shape = call.operands["weight"].shape
+        return PointwisePlan(call, xs, w, b, activation_named(activation), shape, weight_shape)
+
+
+def pointwise_conv(
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    layout: str = "channels_first",
+    activation: str | None = None,
+    backend: str | None = None,
+    out: Array | None = None,
+) -> Array:
+    """Pointwise (1×1) convolution over any number of spatial axes, none included: a matrix product at every pixel.
+
+    ``out[n, k, …] = activation(Σ_c weight[k, c] · x[n, c, …] + bias[k])``, as PyTorch's convolutions with kernel
+    extent 1 and ``groups=1``.
+
+    Args:
+        x: (N, C, *spatial), or (N, *spatial, C) with ``layout="channels_last"``; float16, bfloat16, float32, float64.
+        weight: (K, C), or as frameworks store it, (K, C, 1, …).
+        bias: (K,) or None.
+        layout, activation, backend, out: as in ``depthwise_conv2d``.
+
+    Returns:
+        (N, K, *spatial), or (N, *spatial, K) channels_last; ``out`` itself where it was passed.
+
+    Raises:
+        ShapeError: operands do not fit each other.
+        DTypeError, OptionError, BackendUnavailableError: as ``depthwise_conv2d``.
+
+    >>> import numpy as np
+    >>> from npdwconv import pointwise_conv
+    >>> x = np.ones((1, 3, 4, 4), dtype=np.float32)
+    >>> pointwise_conv(x, np.ones((5, 3), dtype=np.float32)).shape
+    (1, 5, 4, 4)
+    """
+    run = kernel("pointwise_fwd", backend, x)
+    plan = _plan("pointwise_conv", x, weight, bias, layout, activation)
+    with plan.call.explained():
+        result = plan.call.result(out, plan.shape)
+    run(plan.x, plan.weight, plan.bias, result, plan.call.layout, plan.activation)
+    return result
+
+
+def pointwise_conv_backward(
+    grad_out: Any,
+    x: Any,
+    weight: Any,
+    bias: Any = None,
+    *,
+    layout: str = "channels_first",
+    activation: str | None = None,
+    needs: Needs = NEEDS,
+    backend: str | None = None,
+) -> Grads:
+    """Gradients of ``pointwise_conv`` in ``x``, ``weight`` and ``bias``, the pre-activation recomputed.
+
+    With ``grad_z = grad_out · activation′(z)``: ``grad_x = weightᵀ · grad_z`` at every pixel,
+    ``grad_weight[k, c] = Σ_{n,…} grad_z[n, k, …] · x[n, c, …]``, ``grad_bias[k] = Σ_{n,…} grad_z[n, k, …]``.
+
+    Args:
+        grad_out: of the shape of the forward's result, (N, K, *spatial) or (N, *spatial, K).
+        x, weight, bias, layout, activation: the forward's.
+        needs: one or more of ``"x"``, ``"weight"``, ``"bias"``: what to compute.
+
+    Returns:
+        Grads(x, weight, bias), each of its operand's shape and dtype; None where not needed.
+
+    Raises:
+        ShapeError, DTypeError, OptionError, BackendUnavailableError: as the forward does.
+
+    >>> import numpy as np
+    >>> from npdwconv import pointwise_conv_backward
+    >>> x, weight = np.ones((1, 3, 4), dtype=np.float32), np.ones((5, 3), dtype=np.float32)
+    >>> pointwise_conv_backward(np.ones((1, 5, 4), dtype=np.float32), x, weight, needs="weight").weight.shape
+    (5, 3)
+    """
+    names = ("pointwise_bwd_activation", "pointwise_bwd_input", "pointwise_bwd_weight", "bias_bwd")
+    run_activation, run_input, run_weight, run_bias = (kernel(name, backend, x) for name in names)
+    plan = _plan("pointwise_conv_backward", x, weight, bias, layout, activation)
+    call = plan.call
+    with call.explained():
+        wanted = needed_names(needs, NEEDS)
+        grad_z = call.operand("grad_out", grad_out)
+        call.require("grad_out", grad_z, plan.shape, "the shape of the forward's result")
+    if plan.activation is not None and wanted:
+        chained = np.empty(plan.shape, dtype=accumulator(grad_z.dtype))
+        run_activation(grad_z, plan.x, plan.weight, plan.bias, chained, call.layout, plan.activation)
+        grad_z = chained
+    grads = Grads(*empty_grads(wanted, {"x": plan.x, "weight": plan.weight, "bias": plan.bias}))
+    if grads.x is not None:
+        run_input(grad_z, plan.weight, grads.x, call.layout)
+    if grads.weight is not None:
+        run_weight(grad_z, plan.x, grads.weight, call.layout)
+    if grads.bias is not None:
+        run_bias(grad_z, grads.bias, call.layout)
+    return grads if grads.weight is None else grads._replace(weight=grads.weight.reshape(plan.weight_shape))
