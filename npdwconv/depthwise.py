@@ -162,7 +162,8 @@ def _conv(rank: int) -> DepthwiseConv:
         """Depthwise convolution over ({spatial}): every channel with kernels of its own.
 
         ``out[n, c·M + m, {outs}] =
-        activation(Σ_{taps} weight[c·M + m, 0, {taps}] · x[n, c, {source}] + bias[c·M + m])``, a cross-correlation as in PyTorch's ``conv{n}d(groups=C)`` and ONNX ``Conv`` with ``group = C``. Taps in zero
+        activation(Σ_{taps} weight[c·M + m, 0, {taps}] · x[n, c, {source}] + bias[c·M + m])``,
+        a cross-correlation as in PyTorch's ``conv{n}d(groups=C)`` and ONNX ``Conv`` with ``group = C``. Taps in zero
         padding read nothing.
 
         Args:
@@ -222,8 +223,10 @@ def _conv_backward(rank: int) -> DepthwiseConvBackward:
         """Gradients of ``depthwise_conv{n}d`` in ``x``, ``weight`` and ``bias``, the pre-activation recomputed.
 
         With ``grad_z = grad_out · activation′(z)``:
-        ``grad_x[n, c, {pixels}] = Σ_{{m,{taps}}} weight[c·M + m, 0, {taps}] · grad_z[n, c·M + m, {outs}]`` over the outputs whose tap reads that input, ``grad_weight[c·M + m, 0, {taps}] =
-        Σ_{{n,{outs}}} grad_z[n, c·M + m, {outs}] · x[n, c, {source}]``, ``grad_bias = Σ_{{n,{outs}}} grad_z``
+        ``grad_x[n, c, {pixels}] = Σ_{{m,{taps}}} weight[c·M + m, 0, {taps}] · grad_z[n, c·M + m, {outs}]`` over the
+        outputs whose tap reads that input,
+        ``grad_weight[c·M + m, 0, {taps}] = Σ_{{n,{outs}}} grad_z[n, c·M + m, {outs}] · x[n, c, {source}]``,
+        ``grad_bias[c·M + m] = Σ_{{n,{outs}}} grad_z[n, c·M + m, {outs}]``
         (the adjoints; derived in docs/mathematics.md).
 
         Args:

@@ -44,7 +44,8 @@ def _at(place: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _tap(weight: Array, t: tuple[int, ...]) -> Array:
     """One tap of every kernel, (C, M, 1, …)."""
-    return weight[_at(t)].reshape(*weight.shape[:2], *(1,) * len(t))
+    tap: Array = weight[_at(t)]
+    return tap.reshape(*weight.shape[:2], *(1,) * len(t))
 
 
 def _fit(product: Array, target: Array) -> Array:

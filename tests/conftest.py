@@ -1,0 +1,31 @@
+"""Shared test set-up: hypothesis profiles, and `empty` arrays that are full of NaN."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+_SLOW_DRAWS = (HealthCheck.too_slow, HealthCheck.data_too_large)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, suppress_health_check=_SLOW_DRAWS)
+settings.register_profile("thorough", deadline=None, max_examples=2000, suppress_health_check=_SLOW_DRAWS)
+settings.load_profile(os.environ.get("NPDWCONV_HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _poisoned_empty():
+    """What `numpy.empty` returns is never meant to be read: in tests it is NaN, so that reading it shows."""
+    real_empty, real_empty_like = np.empty, np.empty_like
+
+    def poisoned(array):
+        if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
+            array.fill(np.nan)
+        return array
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(np, "empty", lambda *args, **kwargs: poisoned(real_empty(*args, **kwargs)))
+    patch.setattr(np, "empty_like", lambda *args, **kwargs: poisoned(real_empty_like(*args, **kwargs)))
+    yield
+    patch.undo()
