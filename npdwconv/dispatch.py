@@ -114,7 +114,12 @@ def kernel(operation: str, backend: str | None, x: Any = None) -> Kernel:
 
 
 def backend_status() -> dict[str, str | None]:
-    """Each backend, and why it cannot be used here; None where it can."""
+    """Each backend, and why it cannot be used here; None where it can.
+
+    >>> import npdwconv
+    >>> npdwconv.backend_status()["reference"] is None
+    True
+    """
     return {name: unusable(name) for name in BACKENDS}
 
 

@@ -1,0 +1,1 @@
+"""Interop room: the only place that knows frameworks and their files; each module is imported by name."""
