@@ -174,7 +174,7 @@ def check_multiplier(name: str, outputs: int, channels: int) -> None:
 def check_allocatable(shape: tuple[int, ...], itemsize: int) -> None:
     """No array may have more bytes than an address can count."""
     if prod(max(extent, 1) for extent in shape) * itemsize > _LARGEST:
-        raise ShapeError(f"an array of shape {shape} would be needed, more than memory can address; use less padding")
+        raise ShapeError(f"an array of shape {shape} would be needed, more than memory can address; pad or stride less")
 
 
 def shape_tuple(name: str, value: Any) -> tuple[int, ...]:

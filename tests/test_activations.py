@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from npdwconv.activations import ACTIVATIONS
 
 GRID = np.linspace(-12.0, 12.0, 4801)

@@ -6,8 +6,9 @@ import doctest
 import importlib
 import pkgutil
 
-import npdwconv
 import pytest
+
+import npdwconv
 
 MODULES = sorted(
     module.name

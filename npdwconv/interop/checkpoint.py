@@ -122,7 +122,11 @@ def _read_archive(stream: IO[bytes], size: int, target: np.dtype[Any] | None) ->
         if root is not None:
             return _Arrays(target).of(read_zip(archive, root, size))
     if not all(name.endswith(".npy") for name in names):
-        raise CheckpointError(f"this zip file holds {names[:3]}, neither data.pkl nor .npy files; {READ} are read")
+        raise CheckpointError(
+            f"this zip file holds {str(names[:3])[:200]}, neither data.pkl nor .npy files; {READ} are read"
+        )
+    if not {entry.compress_type for entry in archive.infolist()} <= {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise CheckpointError("the .npz file is compressed in a way that NumPy never uses; write it anew")
     return _read_npz(stream, target)
 
 

@@ -1,0 +1,192 @@
+"""Command line: ``npdwconv demo | cost | info``. Parses, calls, prints; the work is done in the rooms below.
+
+Exit codes: 0 success, 1 a check that failed, 2 a wrong call; 130 interrupted, 141 when the reader of the output has gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from npdwconv import demo, info
+from npdwconv.console import count, table
+from npdwconv.cost import KINDS, Cost, cost
+from npdwconv.errors import OptionError, ShapeError
+
+__all__ = ["main"]
+
+SUCCESS, FAILED, WRONG_CALL, INTERRUPTED, CLOSED_PIPE = 0, 1, 2, 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; argparse itself exits with 0 after help and 2 after a wrong call."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # What is still buffered would raise again when the interpreter flushes it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return CLOSED_PIPE
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    args = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        return run(args)
+    except (OptionError, ShapeError, demo.MissingExtraError) as error:
+        print(f"npdwconv {args.command}: {error}", file=sys.stderr)
+        return WRONG_CALL
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="npdwconv", description="Depthwise, pointwise and depthwise separable convolutions for NumPy arrays."
+    )
+    version = info.versions()["npdwconv"] or "(not installed)"
+    parser.add_argument("--version", action="version", version=f"npdwconv {version}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    _add_cost(commands)
+    _add_info(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_demo(commands: Any) -> None:
+    parser = _command(commands, "demo", _demo, "a photograph through a pretrained network, forward and backward")
+    parser.add_argument("--image", metavar="PATH", help="a photograph of your own (default: scikit-image's cat)")
+    parser.add_argument(
+        "--output", metavar="PATH", default=demo.OUTPUT, help="the picture to write (default: %(default)s)"
+    )
+    parser.add_argument("--top", metavar="N", type=int, default=5, help="classes to name (default: %(default)s)")
+    parser.add_argument("--layout", choices=demo.LAYOUTS, default=demo.LAYOUTS[0], help="(default: %(default)s)")
+
+
+def _add_cost(commands: Any) -> None:
+    parser = _command(commands, "cost", _cost, "parameters, multiply-adds and bytes of one convolution of one image")
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--in-channels", metavar="C", type=int, required=True)
+    parser.add_argument("--out-channels", metavar="K", type=int, help="left out for a depthwise convolution")
+    parser.add_argument("--kernel", metavar="RxS", type=extent, required=True, help="3, or one extent an axis: 3x3")
+    parser.add_argument("--input", metavar="HxW", type=extents, required=True, help="one to three axes: 16000, 112x112")
+    parser.add_argument("--stride", metavar="S", type=extent, default=1)
+    parser.add_argument("--dilation", metavar="D", type=extent, default=1)
+    parser.add_argument(
+        "--padding",
+        metavar="P",
+        type=padding,
+        default=0,
+        help="1, 1x2, low:high as in 0:1x0:1, or a name: same, valid, causal",
+    )
+    parser.add_argument("--depth-multiplier", metavar="M", type=int, default=1)
+    parser.add_argument("--no-bias", dest="bias", action="store_false")
+    parser.add_argument(
+        "--itemsize", metavar="BYTES", type=int, default=4, help="bytes an element (default: float32, 4)"
+    )
+
+
+def _add_info(commands: Any) -> None:
+    _command(commands, "info", _info, "versions, backends and why each is available or not, threads, vector width")
+
+
+def _demo(args: argparse.Namespace) -> int:
+    result = demo.run(
+        image=args.image,
+        output=args.output,
+        layout=args.layout,
+        top=args.top,
+        progress=demo.silent if args.json else None,
+    )
+    print(_json(result.as_dict()) if args.json else demo.describe(result))
+    return SUCCESS
+
+
+def _cost(args: argparse.Namespace) -> int:
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in ("stride", "padding", "dilation", "bias", "itemsize")
+    }
+    channels = args.in_channels, args.out_channels
+    asked = cost(args.kind, *channels, args.kernel, args.input, depth_multiplier=args.depth_multiplier, **options)
+    standard = cost("standard", args.in_channels, asked.out_channels, args.kernel, args.input, **options)
+    print(_json(_cost_dict(asked, standard)) if args.json else _cost_table(asked, standard))
+    return SUCCESS
+
+
+def _info(args: argparse.Namespace) -> int:
+    report = info.collect()
+    print(_json(report) if args.json else table("npdwconv", ["what", "found"], info.rows(report)))
+    return SUCCESS
+
+
+def _cost_dict(asked: Cost, standard: Cost) -> dict[str, Any]:
+    full = [
+        asdict(each) | {"bytes": each.bytes, "arithmetic_intensity": each.arithmetic_intensity}
+        for each in (asked, standard)
+    ]
+    return {**full[0], "standard": full[1], "share_of_standard": _shares(asked, standard)}
+
+
+def _cost_table(asked: Cost, standard: Cost) -> str:
+    shown = [asked] if asked.kind == "standard" else [asked, standard]
+    columns = ["kind", ">output", ">parameters", ">multiply-adds", ">bytes read", ">written", ">FLOPs/byte"]
+    shares = _shares(asked, standard)
+    ratio = ["share of standard", "", *(_percent(shares[name]) for name in shares), ""]
+    return table(
+        "one convolution of one image", columns, [_cost_row(each) for each in shown], totals=[ratio][: len(shown) - 1]
+    )
+
+
+def _cost_row(each: Cost) -> list[str]:
+    extents = "x".join(map(str, (each.out_channels, *each.output_size)))
+    amounts = (each.parameters, each.multiply_adds, each.bytes_read, each.bytes_written)
+    return [each.kind, extents, *map(count, amounts), f"{each.arithmetic_intensity:.1f}"]
+
+
+def _shares(asked: Cost, standard: Cost) -> dict[str, float | None]:
+    names = ("parameters", "multiply_adds", "bytes_read", "bytes_written")
+    pairs = {name: (getattr(asked, name), getattr(standard, name)) for name in names}
+    return {name: part / whole if whole else None for name, (part, whole) in pairs.items()}
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.1f} %"
+
+
+def extents(text: str) -> tuple[int, ...]:
+    """``112x112`` -> (112, 112)."""
+    return tuple(int(part) for part in text.split("x"))
+
+
+def extent(text: str) -> int | tuple[int, ...]:
+    """``3`` -> 3, for every axis; ``3x5`` -> (3, 5)."""
+    numbers = extents(text)
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def padding(text: str) -> int | str | tuple[int | tuple[int, ...], ...]:
+    """``1`` -> 1, ``1x2`` -> (1, 2), ``0:1x2`` -> ((0, 1), 2); a word is a name, which `cost` checks."""
+    if not any(map(str.isdigit, text)):
+        return text
+    if ":" not in text:
+        return extent(text)
+    return tuple(tuple(map(int, part.split(":"))) if ":" in part else int(part) for part in text.split("x"))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2)
