@@ -1,6 +1,6 @@
 """Command line: ``npdwconv demo | cost | info``. Parses, calls, prints; the work is done in the rooms below.
 
-Exit codes: 0 success, 1 a check that failed, 2 a wrong call; 130 interrupted, 141 when the reader of the output has gone.
+Exit codes: 0 success, 1 a check that failed, 2 a wrong call; 130 interrupted, 141 when the output's reader is gone.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from npdwconv import demo, info
 from npdwconv.console import count, table
 from npdwconv.cost import KINDS, Cost, cost
 from npdwconv.errors import OptionError, ShapeError
+from npdwconv.layouts import LAYOUTS
 
 __all__ = ["main"]
 
@@ -75,7 +76,7 @@ def _add_demo(commands: Any) -> None:
         "--output", metavar="PATH", default=demo.OUTPUT, help="the picture to write (default: %(default)s)"
     )
     parser.add_argument("--top", metavar="N", type=int, default=5, help="classes to name (default: %(default)s)")
-    parser.add_argument("--layout", choices=demo.LAYOUTS, default=demo.LAYOUTS[0], help="(default: %(default)s)")
+    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="(default: %(default)s)")
 
 
 def _add_cost(commands: Any) -> None:

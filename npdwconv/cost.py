@@ -19,7 +19,7 @@ class Cost:
     """What one convolution of one image takes.
 
     A bias counts among the parameters and the bytes; its additions are no multiply-adds. Every operand is counted as
-    read once and the result as written once, so the bytes are the least that any implementation moves to and from memory.
+    read once and the result as written once, so the bytes are the least that any implementation moves.
     """
 
     kind: str
@@ -165,8 +165,8 @@ def _check_pointwise(kernel: tuple[int, ...], stride: tuple[int, ...], padding: 
     padded = not isinstance(padding, str) and any(map(any, padding))
     if set(kernel) | set(stride) != {1} or padded:
         raise OptionError(
-            f"kernel_size is {kernel}, stride {stride}, padding {padding!r} for kind 'pointwise'; needed kernel_size 1, "
-            "stride 1 and no padding; a 1x1 convolution with stride or padding is 'standard'"
+            f"kernel_size is {kernel}, stride {stride}, padding {padding!r} for kind 'pointwise'; "
+            "needed kernel_size 1, stride 1 and no padding; a 1x1 convolution with stride or padding is 'standard'"
         )
 
 

@@ -10,7 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-
 from npdwconv.dispatch import backend_status
 from npdwconv.threads import get_num_threads
 

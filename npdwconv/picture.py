@@ -53,8 +53,8 @@ def gaussian(sigma: float) -> Array:
     """A normalised Gaussian window, (S, S), three standard deviations to either side."""
     reach = int(np.ceil(3 * sigma))
     line = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    window: Array = np.outer(line, line).astype(np.float32)
-    return window / window.sum()
+    window: Array = (np.outer(line, line) / line.sum() ** 2).astype(np.float32)
+    return window
 
 
 def draw(path: Path, photograph: npt.NDArray[np.uint8], seen: Array, classes: Named, caption: str) -> None:
@@ -75,7 +75,7 @@ def draw(path: Path, photograph: npt.NDArray[np.uint8], seen: Array, classes: Na
     grid = figure.add_gridspec(
         1, 4, width_ratios=[1, 1, 1, 0.62], left=0.015, right=0.985, top=0.8, bottom=0.08, wspace=0.06
     )
-    panels = [figure.add_subplot(cell) for cell in grid]
+    panels = [figure.add_subplot(grid[0, column]) for column in range(4)]
     _heading(figure, classes[0], caption)
     _panel(panels[0], "photograph", photograph)
     _panel(panels[1], "|∂ score / ∂ pixel|", seen, cmap="inferno")

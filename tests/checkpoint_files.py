@@ -8,6 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import pytest
+
+from npdwconv.errors import CheckpointError
+from npdwconv.interop.checkpoint import load
+
 MAGIC = 0x1950A86A20F9469CFC6C
 SYSTEM = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
 
@@ -154,3 +160,31 @@ def write_legacy(path: Path, value: Any, blobs: Mapping[str, Blob], *, names: An
 
 
 ZIP, LEGACY = Format((), write_zip), Format((None,), write_legacy)
+FORMATS = pytest.mark.parametrize("form", [pytest.param(ZIP, id="zip"), pytest.param(LEGACY, id="legacy")])
+
+# Values of bfloat16 with their 16 bits: signed zero, one, a third rounded, the largest, infinity, a subnormal, NaN.
+BF16_BITS = [0x0000, 0x8000, 0x3F80, 0x3EAB, 0x7F7F, 0xFF80, 0x0001, 0x7FC0]
+BF16_VALUES = [0.0, -0.0, 1.0, 0.333984375, 3.3895313892515355e38, -np.inf, 2.0**-133, np.nan]
+
+
+class Attack:
+    """What `pickle.load` would run."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> Any:
+        return self.call[0], self.call[1:]
+
+
+def op(*parts: Any) -> Opcodes:
+    """Raw opcodes among encoded values."""
+    return Opcodes(b"".join(part if isinstance(part, bytes) else encode(part) for part in parts))
+
+
+def refused(path: Path, match: str, **options: Any) -> None:
+    """Loading says so, and names the file first."""
+    with pytest.raises(CheckpointError, match=match) as info:
+        load(path, **options)
+    assert str(info.value).startswith(str(path))
+    assert len(str(info.value)) < 2000

@@ -1,6 +1,6 @@
 """Layers beside PyTorch's modules: the same state goes in and out of both, and values and gradients agree.
 
-Convolutions of small integers are exact in float64, whatever the order of summation: there the comparison is for equality.
+Convolutions of small integers are exact in float64 in any order of summation: there the comparison is for equality.
 """
 
 from __future__ import annotations
@@ -66,7 +66,15 @@ def depthwise(rank: int, layer: type[Any], shape: tuple[int, ...], multiplier: i
 def separable(rank: int, layer: type[Any], shape: tuple[int, ...], **options: Any) -> Pair:
     channels, convolution = shape[1], CONVOLUTIONS[rank]
     ours = layer(
-        channels, 5, 3, depth_multiplier=2, depthwise_bias=True, depthwise_activation="relu6", bias=False, **options, **F64
+        channels,
+        5,
+        3,
+        depth_multiplier=2,
+        depthwise_bias=True,
+        depthwise_activation="relu6",
+        bias=False,
+        **options,
+        **F64,
     )
     first = convolution(channels, 2 * channels, 3, groups=channels, **options)
     return ours, Separable(first, convolution(2 * channels, 5, 1, bias=False), nn.ReLU6()), shape
@@ -74,7 +82,9 @@ def separable(rank: int, layer: type[Any], shape: tuple[int, ...], **options: An
 
 PAIRS: dict[str, Callable[[], Pair]] = {
     "depthwise1d": lambda: depthwise(1, DepthwiseConv1d, (2, 3, 9), stride=2, padding=1),
-    "depthwise2d": lambda: depthwise(2, DepthwiseConv2d, (2, 3, 9, 8), stride=(2, 1), padding=(1, 2), activation="relu6"),
+    "depthwise2d": lambda: depthwise(
+        2, DepthwiseConv2d, (2, 3, 9, 8), stride=(2, 1), padding=(1, 2), activation="relu6"
+    ),
     "depthwise2d_multiplier": lambda: depthwise(2, DepthwiseConv2d, (2, 3, 9, 8), 2, dilation=2, bias=False),
     "depthwise2d_reflect": lambda: depthwise(2, DepthwiseConv2d, (2, 3, 5, 6), padding=1, padding_mode="reflect"),
     "depthwise3d": lambda: depthwise(3, DepthwiseConv3d, (1, 2, 4, 5, 6), padding=1),
@@ -170,7 +180,7 @@ def test_batch_norm(layout: str, shape: tuple[int, ...], training: bool, momentu
 
 
 def bounded(roundings: int) -> Callable[[Any, Any], None]:
-    """Equality within that many roundings of the largest value: all values here are sums of terms no larger than ten."""
+    """Equality within that many roundings; all values here are sums of terms no larger than ten."""
 
     def check(found: Any, wanted: Any) -> None:
         np.testing.assert_allclose(found, wanted, rtol=0, atol=roundings * 2.0**-53 * 10)
@@ -196,6 +206,16 @@ def test_dwconv_of_pvt_and_segformer(activation: str | None) -> None:
     close(ours(x.detach().numpy(), 4, 5), y.detach().numpy())
     close(ours.backward(grad), x.grad.numpy())
     compare(ours.grads, {key: p.grad.numpy() for key, p in theirs.named_parameters()}, close)
+
+
+def test_tensors_go_in_without_a_copy() -> None:
+    net = Sequential(DepthwiseConv2d(3, 3), BatchNorm(3), Activation("relu"), GlobalAveragePool())
+    x = torch.ones(1, 3, 5, 5)
+    y = net(x)
+    np.testing.assert_array_equal(y, net(x.numpy()))
+    assert isinstance(y, np.ndarray)
+    assert isinstance(net.backward(torch.from_numpy(y)), np.ndarray)
+    assert isinstance(Residual(Activation("relu"))(x), np.ndarray)
 
 
 def test_training_a_step_as_pytorch_does() -> None:

@@ -71,10 +71,18 @@ def test_names_and_shapes_are_those_published() -> None:
     assert len(shapes) == 296
 
 
+def test_batch_norms_are_those_published() -> None:
+    norms = [leaf for _, leaf in EfficientNetLite0(3).walk() if isinstance(leaf, BatchNorm)]
+    assert {(norm.eps, norm.momentum) for norm in norms} == {(1e-3, 0.01)}
+    assert len(norms) == 49
+
+
 @pytest.mark.parametrize("size", [(224, 224), (33, 50)], ids=str)
 def test_each_stage_has_the_published_resolution(size: tuple[int, int]) -> None:
     model, seen = EfficientNetLite0(3), []
-    model.forward(np.zeros((1, 3, *size), np.float32), on_layer=lambda name, _, x, y, __: seen.append((name, x.shape, y.shape)))
+    model.forward(
+        np.zeros((1, 3, *size), np.float32), on_layer=lambda name, _, x, y, __: seen.append((name, x.shape, y.shape))
+    )
     depthwise = [(x, y) for name, x, y in seen if name.endswith("_depthwise_conv")]
     strides = [1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1]
     extents = tuple(-(-extent // 2) for extent in size)
@@ -191,7 +199,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Any) -> None:
     with pytest.raises(CheckpointError, match=r"other.npz: found no array \(K,\) named '_fc.bias'"):
         EfficientNetLite0.from_pretrained(tmp_path / "other.npz")
     np.savez(tmp_path / "part.npz", **{"_fc.bias": np.zeros(3)})
-    with pytest.raises(CheckpointError, match="missing: _conv_stem.weight"):
+    with pytest.raises(CheckpointError, match=r"missing: _conv_stem\.weight"):
         EfficientNetLite0.from_pretrained(tmp_path / "part.npz")
 
 

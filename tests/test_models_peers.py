@@ -69,10 +69,11 @@ def rounding_bound(model: EfficientNetLite0, x: Any, grad_logits: Any, dtype: st
     """How far rounding in ``dtype`` moves ⟨grad_logits, logits⟩, to first order in the unit roundoff u.
 
     Every leaf adds an error δ to its output, which reaches the result as ⟨adjoint, δ⟩; the adjoint of an output is what
-    `backward` hands to that leaf. A sum of n terms has |δ| ≤ n·u·Σ|terms| in any order (N. Higham, "Accuracy and Stability
-    of Numerical Algorithms", section 3.1); Σ|terms| is the leaf's own value with the signs taken away. Roundings that are
-    independent and of mean zero have |δ| ≤ λ·√n·u·Σ|terms| but with probability 2·exp(−λ²/2) (N. Higham, T. Mary,
-    SIAM J. Sci. Comput. 41 (2019) A2815), and add up as the root of the sum of squares; λ = 6 is one in thirty million.
+    `backward` hands to that leaf. A sum of n terms has |δ| ≤ n·u·Σ|terms| in any order (N. Higham, "Accuracy and
+    Stability of Numerical Algorithms", section 3.1); Σ|terms| is the leaf's own value with the signs taken away.
+    Independent roundings of mean zero have |δ| ≤ λ·√n·u·Σ|terms|, but with probability 2·exp(−λ²/2) (N. Higham,
+    T. Mary, SIAM J. Sci. Comput. 41 (2019) A2815), and add up as the root of the sum of squares; λ = 6 fails once in
+    thirty million.
     """
     unit, certain, variance = float(np.finfo(dtype).eps) / 2, 0.0, 0.0
     values: dict[str, tuple[Any, Any]] = {}

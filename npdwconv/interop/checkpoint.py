@@ -57,9 +57,10 @@ def load(path: str | os.PathLike[str], *, dtype: npt.DTypeLike | None = None) ->
 
     Args:
         path: the file.
-        dtype: float16, bfloat16, float32 or float64, into which every floating array is converted; other arrays keep
-            theirs. None: as saved. bfloat16 and float8 are dtypes of the package ``ml_dtypes`` (extra ``interop``);
-            bfloat16 is also read without it if ``dtype`` is one of NumPy's, and float32 holds it exactly.
+        dtype: float16, bfloat16, float32 or float64, into which every floating array is converted (as by NumPy's
+            ``astype``); other arrays keep theirs. None: as saved. bfloat16 and float8 are dtypes of the package
+            ``ml_dtypes`` (extra ``interop``); bfloat16 is also read without it if ``dtype`` is one of NumPy's, and
+            float32 holds it exactly.
 
     Returns:
         For a PyTorch file the saved object: dicts (also for ``OrderedDict``), lists, tuples, sets, numbers, strings,

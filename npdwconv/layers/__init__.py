@@ -1,4 +1,8 @@
-"""Layer room: parameters and what backward needs; the arithmetic is the operators'."""
+"""Layer room: parameters and what backward needs; the arithmetic is the operators'.
+
+Every layer begins in evaluation mode. A ``rng`` that is an int seeds a generator of the layer's own, so layers of one
+shape and seed begin alike: hand one ``numpy.random.Generator`` to all layers of a network.
+"""
 
 from npdwconv.layers.base import Arrays, Keys, Layer, Module
 from npdwconv.layers.container import Container, OnLayer, Residual, Sequential

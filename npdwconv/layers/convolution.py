@@ -89,10 +89,7 @@ class Convolution(Layer):
             return False
         if isinstance(following, Activation):
             self.activation = following.name
-        elif isinstance(following, BatchNorm) and (following.channels, following.layout) == (
-            self.out_channels,
-            self.layout,
-        ):
+        elif isinstance(following, BatchNorm) and following.over == (self.out_channels, self.layout):
             self._absorb_norm(following)
         else:
             return False

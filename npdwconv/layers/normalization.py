@@ -70,6 +70,11 @@ class BatchNorm(Layer):
     def __repr__(self) -> str:
         return f"BatchNorm({self.channels})"
 
+    @property
+    def over(self) -> tuple[int, str]:
+        """How many channels there are, and where."""
+        return self.channels, self.layout
+
     def forward(self, x: Any) -> Array:
         weight = self._params["weight"]
         checked = self._checked(x)
