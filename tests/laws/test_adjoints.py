@@ -119,9 +119,7 @@ def test_causal(layout, with_state, width, taps):
     state = integers(rng, (2, 3, taps - 1)) if with_state else None
     out, carried = npdwconv.causal_depthwise_conv1d(x, weight, state=state, layout=layout)
     g, g_next = integers(rng, out.shape), integers(rng, carried.shape)
-    grads = npdwconv.causal_depthwise_conv1d_backward(
-        g, x, weight, state=state, grad_next_state=g_next, layout=layout
-    )
+    grads = npdwconv.causal_depthwise_conv1d_backward(g, x, weight, state=state, grad_next_state=g_next, layout=layout)
     inputs = dot(x, grads.x) + (dot(state, grads.state) if with_state else 0)
     assert dot(out, g) + dot(carried, g_next) == inputs
     assert dot(out, g) == dot(weight, grads.weight)
