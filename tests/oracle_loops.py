@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-
 from oracle_numbers import Exact, Rounded
 
 Array = np.ndarray[Any, np.dtype[Any]]

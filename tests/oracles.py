@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-
 import oracle_loops as loops
 from oracle_loops import Arithmetic, Array, Wiring
 from oracle_numbers import Exact, Rounded, arithmetic

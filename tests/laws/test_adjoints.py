@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from law_cases import LAYOUTS, Case, cases, channels_first, dot, integers, moved, op, transposed
 
 import npdwconv
-from law_cases import LAYOUTS, Case, cases, channels_first, dot, integers, moved, op, transposed
 
 
 @given(cases())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
+from law_cases import LAYOUTS, Case, cases, moved, op, same_bits
 
 import npdwconv
-from law_cases import LAYOUTS, Case, cases, moved, op, same_bits
 
 
 def normal(case: Case, shape: tuple[int, ...]) -> np.ndarray:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 from hypothesis import given
+from law_cases import Case, cases, channels_first, integers, moved, op, transposed
 
 import npdwconv
-from law_cases import Case, cases, channels_first, integers, moved, op, transposed
 
 
 def permuted(array: np.ndarray, layout: str, order: np.ndarray) -> np.ndarray:

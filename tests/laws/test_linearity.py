@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
+from law_cases import LAYOUTS, Case, cases, channels_first, integers, moved, op, transposed
 
 import npdwconv
-from law_cases import LAYOUTS, Case, cases, channels_first, integers, moved, op, transposed
 
 
 def combined(function, one, other):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from law_cases import Case, cases, op, transposed
 
 import npdwconv
-from law_cases import Case, cases, op, transposed
 
 BAD = st.sampled_from([np.nan, np.inf])
 

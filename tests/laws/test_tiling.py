@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-
 from law_cases import Case, cases, channels_first, moved, same_bits
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from oracle_numbers import ACTIVATIONS, COMPUTED_IN, EVALUATION_ULPS, ROUNDOFF, SUBNORMAL, nothing
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import strategies as st
-
 from oracle_numbers import ACTIVATIONS
 from peers.peer_bounds import Array, Maps
 
@@ -27,7 +26,8 @@ ACTIVATION: dict[str | None, Callable[[Any], Any]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda z: F.gelu(z, approximate="tanh"),
     "sigmoid": torch.sigmoid,
-    "hardsigmoid": F.hardsigmoid,
+    # F.hardsigmoid multiplies float64 gradients by a float32 1/6; this is its definition
+    "hardsigmoid": lambda z: F.relu6(z + 3) / 6,
 }
 PAD_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 Pads = tuple[tuple[int, int], ...]
