@@ -22,7 +22,7 @@ def fold_batchnorm(
     ``s = gamma / √(var + eps)`` (inference form of Ioffe & Szegedy, arXiv:1502.03167).
 
     Args:
-        weight: (K, …): depthwise (C·M, 1, *kernel) or pointwise (K, C), any axes after the output channel.
+        weight: (K, …): depthwise ``(C·M, 1, *kernel)`` or pointwise (K, C), any axes after the output channel.
         bias: (K,) or None.
         gamma, beta, mean, var: (K,), the batch norm's scale, shift, running mean and running variance.
         eps: added to the variance, at least 0.

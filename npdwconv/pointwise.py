@@ -57,13 +57,14 @@ def pointwise_conv(
     extent 1 and ``groups=1``.
 
     Args:
-        x: (N, C, *spatial), or (N, *spatial, C) with ``layout="channels_last"``; float16, bfloat16, float32, float64.
+        x: ``(N, C, *spatial)``, or ``(N, *spatial, C)`` with ``layout="channels_last"``; float16, bfloat16,
+            float32 or float64.
         weight: (K, C), or as frameworks store it, (K, C, 1, …).
         bias: (K,) or None.
         layout, activation, backend, out: as in ``depthwise_conv2d``.
 
     Returns:
-        (N, K, *spatial), or (N, *spatial, K) channels_last; ``out`` itself where it was passed.
+        ``(N, K, *spatial)``, or ``(N, *spatial, K)`` channels_last; ``out`` itself where it was passed.
 
     Raises:
         ShapeError: operands do not fit each other.
@@ -100,7 +101,7 @@ def pointwise_conv_backward(
     ``grad_weight[k, c] = Σ_{n,…} grad_z[n, k, …] · x[n, c, …]``, ``grad_bias[k] = Σ_{n,…} grad_z[n, k, …]``.
 
     Args:
-        grad_out: of the shape of the forward's result, (N, K, *spatial) or (N, *spatial, K).
+        grad_out: of the shape of the forward's result, ``(N, K, *spatial)`` or ``(N, *spatial, K)``.
         x, weight, bias, layout, activation: the forward's.
         needs: one or more of ``"x"``, ``"weight"``, ``"bias"``: what to compute.
 

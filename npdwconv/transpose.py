@@ -80,11 +80,12 @@ def _transpose(rank: int) -> DepthwiseConvTranspose:
             x: (N, C, {spatial}), or (N, {spatial}, C) with ``layout="channels_last"``.
             weight: (C·M, 1, {kernel}); what PyTorch stores as (C, M, {kernel}), after ``.reshape(C·M, 1, {kernel})``.
             bias: (C·M,) or None.
-            output_padding: extra elements at the high end, less than stride or dilation; 0 with a named padding.
+            output_padding: extra elements at the high end, less than stride or dilation; 0 with a named padding. From
+                the stride on, no convolution takes the result back to the extent of ``x``.
             stride, padding, dilation, layout, activation, backend, out: as in ``depthwise_conv{n}d``.
 
         Returns:
-            An array (N, C·M, *spatial), or (N, *spatial, C·M) channels_last; ``out`` itself where it was passed.
+            ``(N, C·M, *spatial)``, or ``(N, *spatial, C·M)`` channels_last; ``out`` itself where it was passed.
 
         Raises:
             ShapeError: operands do not fit each other, or nothing would be left of the result.

@@ -50,7 +50,7 @@ class Activation(Layer):
 
 
 class GlobalAveragePool(Layer):
-    """The mean over all spatial axes, (N, C, *spatial) or (N, *spatial, C) channels_last to (N, C); summed in float64.
+    """The mean over all spatial axes, ``(N, C, *spatial)`` or ``(N, *spatial, C)`` to (N, C); summed in float64.
 
     >>> GlobalAveragePool()(np.arange(8.0).reshape(1, 2, 2, 2)).tolist()
     [[1.5, 5.5]]
