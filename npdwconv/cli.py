@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(argv)
         finally:
-            sys.stdout.flush()
+            print(end="", flush=True)  # Nothing where there is no standard output at all.
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

@@ -24,7 +24,7 @@ from npdwconv.layouts import Array, split_shape
 from npdwconv.models import EfficientNetLite0
 from npdwconv.models.efficientnet_lite import central_square
 from npdwconv.options import integer
-from npdwconv.picture import draw, saliency
+from npdwconv.picture import Named, draw, saliency
 from npdwconv.trace import Step, watched
 
 __all__ = ["OUTPUT", "Demo", "MissingExtraError", "StageCost", "describe", "run"]
@@ -118,7 +118,7 @@ def run(
     classes = _classes(logits[0], min(named, logits.shape[1]))
     seen = saliency(gradient[0] if layout == "channels_first" else np.moveaxis(gradient[0], -1, 0))
     with _timed(seconds, "draw"):
-        draw(target, photograph, seen, [(name, share) for _, name, share in classes[:5]], _caption(seconds))
+        _save(target, photograph, seen, [(name, share) for _, name, share in classes[:5]], _caption(seconds))
     return Demo(
         image=image or "scikit-image's chelsea",
         backend=str(explain_backend(x)),
@@ -132,8 +132,8 @@ def run(
 def describe(found: Demo) -> str:
     """The findings as a person reads them."""
     best = [[name, f"{share:.1%}", str(number)] for number, name, share in found.top]
-    columns = ["stage", "input", "kernel", ">depthwise", ">pointwise", ">standard", ">share", ">multiply-adds"]
-    columns += [">standard", ">share", ">forward", ">backward"]
+    columns = ["stage", "input", "?kernel", "?>depthwise", "?>pointwise", ">params", ">standard", "?>share"]
+    columns += [">mult-adds", ">standard", ">share", ">forward", "?>backward"]
     rows = [_row(stage) for stage in found.stages]
     spent = ", ".join(f"{name} {_duration(value)}" for name, value in found.seconds.items())
     notes = [
@@ -216,6 +216,7 @@ def _row(stage: StageCost) -> list[str]:
         stage.kernel,
         count(stage.depthwise_parameters),
         count(stage.pointwise_parameters),
+        count(stage.parameters),
         count(stage.standard_parameters),
         f"{stage.parameters / stage.standard_parameters:.0%}",
         count(stage.multiply_adds),
@@ -273,15 +274,24 @@ def _photograph(path: str | None) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(path) as image:
             return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, RuntimeError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise OptionError(f"--image {path}: {error}; needed a photograph that Pillow can read") from error
 
 
 def _writable(path: str) -> Path:
     target = Path(path)
+    if target.suffix.lower() != ".png":
+        raise OptionError(f"--output {path}: needed the name of a PNG file, such as {OUTPUT}")
     if target.is_dir() or not target.parent.is_dir() or not os.access(target.parent, os.W_OK):
         raise OptionError(f"--output {path}: cannot be written; needed a file name in a folder that can be written to")
     return target
+
+
+def _save(target: Path, photograph: npt.NDArray[np.uint8], seen: Array, classes: Named, caption: str) -> None:
+    try:
+        draw(target, photograph, seen, classes, caption)
+    except OSError as error:
+        raise OptionError(f"--output {target}: {error}; needed a file that can be written") from error
 
 
 def _classes(logits: Array, most: int) -> tuple[tuple[int, str, float], ...]:

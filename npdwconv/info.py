@@ -47,8 +47,8 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("threads", str(report["threads"])),
         ("threading layer", _layer_text(layer)),
         ("CPU", host["name"]),
-        ("SIMD width", f"{host['simd_bits']} bits" if host["simd_bits"] else "unknown (llvmlite is not installed)"),
-        ("cache folder", report["cache_folder"] or "none (numba is not installed)"),
+        ("SIMD width", f"{host['simd_bits']} bits" if host["simd_bits"] else "unknown (llvmlite cannot be imported)"),
+        ("cache folder", report["cache_folder"] or "none (numba cannot be imported)"),
     ]
 
 
@@ -126,5 +126,5 @@ def _layer_order(layer: str, priority: Sequence[str]) -> Sequence[str]:
 
 def _layer_text(layer: Mapping[str, Any]) -> str:
     if not layer["loadable"]:
-        return "none (numba is not installed)"
+        return "none (numba cannot be imported)"
     return f"{layer['chosen'] or 'none of those admitted'} (loadable: {', '.join(layer['loadable'])})"
