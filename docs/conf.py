@@ -1,5 +1,7 @@
 """Sphinx configuration."""
 
+import doctest
+
 import npdwconv
 
 project = "npdwconv"
@@ -15,3 +17,4 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 default_role = "code"
 doctest_test_doctest_blocks = ""  # the docstrings' examples run in tests/test_docstrings.py
+doctest_default_flags = doctest.DONT_ACCEPT_TRUE_FOR_1  # Sphinx would ignore what an error says

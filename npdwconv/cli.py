@@ -145,7 +145,7 @@ def _cost_dict(asked: Cost, standard: Cost) -> dict[str, Any]:
 
 def _cost_table(asked: Cost, standard: Cost) -> str:
     shown = [asked] if asked.kind == "standard" else [asked, standard]
-    columns = ["kind", ">output", ">parameters", ">multiply-adds", ">bytes read", ">written", ">FLOPs/byte"]
+    columns = ["kind", ">output", ">parameters", ">multiply-adds", ">bytes read", ">written", "?>FLOPs/byte"]
     shares = _shares(asked, standard)
     ratio = ["share of standard", "", *(_percent(shares[name]) for name in shares), ""]
     return table(

@@ -6,7 +6,10 @@ import importlib.util
 import shutil
 import sys
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["count", "table"]
 
@@ -74,16 +77,26 @@ def rich_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, totals: Sequence[Sequence[str]] = ()
 ) -> str:
     """The table as rich draws it: colours on a terminal, plain characters in a file or a pipe."""
-    from rich import box
     from rich.console import Console
+
+    console = Console(highlight=False)
+    *fixed, last = _widths(columns, [*rows, *totals])
+    breaks = console.is_terminal and not columns[-1].startswith(">")
+    console.width = max(console.width, sum(fixed) + 2 * len(fixed) + (min(last, _LEAST) if breaks else last) + 1)
+    with console.capture() as capture:
+        console.print(_rich(title, columns, rows, totals))
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+
+
+def _rich(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], totals: Sequence[Sequence[str]]) -> Table:
+    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     drawn.padding, drawn.pad_edge = (0, 1, 0, 0), False
     for name in columns:
-        justify: Literal["left", "right"] = "right" if name.startswith(">") else "left"
-        drawn.add_column(name.removeprefix(">"), justify=justify, no_wrap=True)
+        drawn.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left", no_wrap=True)
     # Only a last column of running text may be broken into lines; no cell is ever cut short.
     drawn.columns[-1].no_wrap, drawn.columns[-1].overflow = columns[-1].startswith(">"), "fold"
     for row in rows:
@@ -92,13 +105,7 @@ def rich_table(
         drawn.add_section()
     for row in totals:
         drawn.add_row(*map(Text, row), style="bold")
-    console = Console(highlight=False)
-    *fixed, last = _widths(columns, [*rows, *totals])
-    breaks = console.is_terminal and not columns[-1].startswith(">")
-    console.width = max(console.width, sum(fixed) + 2 * len(fixed) + (min(last, _LEAST) if breaks else last) + 1)
-    with console.capture() as capture:
-        console.print(drawn)
-    return "\n".join(line.rstrip() for line in capture.get().rstrip().splitlines())
+    return drawn
 
 
 def _fitting(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | None) -> list[int]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
 import subprocess
 import sys
 
@@ -105,6 +107,31 @@ def test_a_table_without_rich_is_aligned():
     assert text.splitlines() == ["t", "name   n", "----  --", "a      1", "bb    22"]
 
 
+@pytest.mark.parametrize("draw", ["rich_table", "plain_table"])
+@pytest.mark.parametrize(("width", "kept"), [(None, 3), (22, 3), (21, 2), (5, 2)])
+def test_a_narrow_terminal_leaves_out_columns_but_cuts_no_cell(draw, width, kept, monkeypatch):
+    if draw == "rich_table":
+        pytest.importorskip("rich", reason="the extra demo is not installed")
+    monkeypatch.setattr(console, "_terminal_width", lambda: width)
+    monkeypatch.setattr(console.importlib.util, "find_spec", lambda name: draw == "rich_table" or None)
+    text = console.table("t", ["stage", "?>backward", ">ms"], [["blocks.1", "1.5", "22"]], totals=[["all", "7", "8"]])
+    cells = ["blocks.1", "1.5", "22"] if kept == 3 else ["blocks.1", "22"]
+    assert cells in [line.split() for line in text.splitlines()]
+    assert ("backward" in text) == (kept == 3)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_a_closed_pipe_leaves_no_traceback():
+    command = [sys.executable, "-m", "npdwconv", "cost", "standard", "--in-channels", "1", "--out-channels", "1"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(
+        [*command, "--kernel", "1", "--input", "1"], stdout=writer, stderr=-1, timeout=60, check=False
+    )
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (141, b"")
+
+
 def test_a_missing_extra_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     code, out, err = run(capsys, "demo")
@@ -156,13 +183,43 @@ def test_demo_as_a_page(capsys, tmp_path):
 
 @needs_demo
 @pytest.mark.parametrize(
+    "content", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", "cut"], ids=["empty", "text", "head", "cut"]
+)
+def test_demo_with_a_damaged_photograph(content, capsys, tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "photograph.png"
+    if content == "cut":
+        Image.effect_noise((64, 64), 50).save(path)
+        content = path.read_bytes()[:2000]
+    path.write_bytes(content)
+    code, out, err = run(capsys, "demo", "--image", str(path), "--output", str(tmp_path / "out.png"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "photograph.png" in err
+
+
+@needs_demo
+def test_demo_on_a_full_disk(capsys, tmp_path):
+    full = pathlib.Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full on this system")
+    (tmp_path / "full.png").symlink_to(full)
+    code, out, err = run(capsys, "demo", "--output", str(tmp_path / "full.png"))
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("npdwconv demo: --output")
+
+
+@needs_demo
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--image", "nowhere.png"), "nowhere.png"),
+        (("--image", "."), "."),
         (("--output", "no/such/folder/cat.png"), "cannot be written"),
+        (("--output", "cat.jpg"), "PNG"),
         (("--top", "0"), "top is 0"),
     ],
-    ids=["image", "output", "top"],
+    ids=["image", "image-is-a-folder", "output", "output-is-no-png", "top"],
 )
 def test_demo_wrong_calls(options, words, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -57,6 +57,27 @@ def test_mobilenet_v1_is_as_published():
     assert round(sum(part.multiply_adds for part in parts) / 1e6) == 569
 
 
+def test_efficientnet_lite0_is_as_published():
+    """4.7 million parameters, 407 million multiply-adds (README in tensorflow/tpu), which counts more than convolutions."""
+    stages = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112)]
+    stages += [(4, 5, 2, 6, 192), (1, 3, 1, 6, 320)]
+    parts = [cost("standard", 3, 32, 3, (224, 224), stride=2, padding="same", bias=False)]
+    for repeats, kernel, first_stride, expansion, outputs in stages:
+        for stride in [first_stride, *[1] * (repeats - 1)]:
+            channels, size = parts[-1].out_channels, parts[-1].output_size
+            if expansion > 1:
+                parts.append(cost("pointwise", channels, channels * expansion, 1, size, bias=False))
+            middle = channels * expansion
+            parts.append(cost("depthwise", middle, None, kernel, size, stride=stride, padding="same", bias=False))
+            parts.append(cost("pointwise", middle, outputs, 1, parts[-1].output_size, bias=False))
+    parts.append(cost("pointwise", 320, 1280, 1, (7, 7), bias=False))
+    norms = 2 * sum(part.out_channels for part in parts)
+    parts.append(cost("pointwise", 1280, 1000, 1, 1))
+    assert parts[-2].output_size == (7, 7)
+    assert sum(part.parameters for part in parts) + norms == 4_652_008
+    assert sum(part.multiply_adds for part in parts) == pytest.approx(407e6, rel=0.06)
+
+
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "words"),
     [

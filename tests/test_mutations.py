@@ -1,0 +1,54 @@
+"""The tests notice mistakes: each mutation of the package, alone, makes a fast test fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mutations import MUTATIONS, Mutation
+
+import npdwconv
+
+PACKAGE = Path(npdwconv.__file__).parent
+HERE = Path(__file__).parent
+FAST = ("test_geometry", "test_activations", "test_arrays", "test_errors", "test_folding", "test_operators")
+every_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.what.replace(" ", "_"))
+
+# The copy comes first on the path, and it must be what is tested.
+RUN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import npdwconv, pytest
+if not npdwconv.__file__.startswith(sys.argv[1]):
+    sys.exit("the copy is not what is imported")
+sys.exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
+"""
+
+
+@every_mutation
+def test_the_text_still_stands_there_once(mutation: Mutation):
+    assert (PACKAGE / mutation.file).read_text().count(mutation.old) == 1
+
+
+@pytest.mark.slow
+@every_mutation
+def test_a_test_notices(mutation: Mutation, tmp_path: Path):
+    copy = tmp_path / "npdwconv"
+    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    changed = copy / mutation.file
+    changed.write_text(changed.read_text().replace(mutation.old, mutation.new))
+    tests = [str(HERE / f"{name}.py") for name in FAST] + [str(HERE / "laws")]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    ran = subprocess.run(
+        [sys.executable, "-c", RUN, str(tmp_path), *tests],
+        capture_output=True,
+        text=True,
+        cwd=HERE.parent,
+        env=environment,
+        timeout=300,
+    )
+    assert ran.returncode == 1, f"exit code {ran.returncode} where tests should fail\n{ran.stdout[-2000:]}{ran.stderr}"
