@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from hypothesis import given
+from strategies import illegal
 
 import npdwconv as n
-from npdwconv import BackendUnavailableError, DTypeError, OptionError, ShapeError
+from npdwconv import BackendUnavailableError, DTypeError, OptionError, ShapeError, dispatch
 
 Arrays = dict[str, np.ndarray]
 
@@ -33,6 +36,26 @@ class Device:
     """An array that says it lies on a GPU."""
 
     __cuda_array_interface__: dict[str, Any] = {}  # noqa: RUF012 - the protocol's attribute, as devices have it
+
+
+class ManagedDevice:
+    """An array that says by DLPack that it lies in CUDA managed memory (kDLCUDAManaged of dlpack.h)."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise AssertionError("memory of another device was asked for")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 13, 0
+
+
+class Refuses(ManagedDevice):
+    """An array in CPU memory that does not hand itself over."""
+
+    def __dlpack__(self, **options: Any) -> Any:
+        raise BufferError("requires grad")
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
 
 
 class Namespace:
@@ -92,6 +115,28 @@ CASES = [
     Wrong(
         "on a device", lambda a: n.depthwise_conv2d(Device(), a.w), BackendUnavailableError, ("'cuda'", "usable here")
     ),
+    Wrong(
+        "managed device",
+        lambda a: n.depthwise_conv2d(ManagedDevice(), a.w),
+        BackendUnavailableError,
+        ("'cuda' cannot be used", "usable here"),
+    ),
+    Wrong(
+        "refused DLPack",
+        lambda a: n.depthwise_conv2d(Refuses(), a.w),
+        DTypeError,
+        ("x is a Refuses", "requires grad", "detached"),
+    ),
+    Wrong("object", lambda a: n.depthwise_conv2d(a.x.astype(object), a.w), DTypeError, ("x has dtype object",)),
+    Wrong("bool", lambda a: n.depthwise_conv2d(a.x > 0, a.w), DTypeError, ("x has dtype bool", "needed one of")),
+    Wrong("mixed bias", lambda a: n.depthwise_conv2d(a.x, a.w, a.b.astype("f8")), DTypeError, ("bias has dtype",)),
+    Wrong(
+        "mixed pointwise",
+        lambda a: n.separable_conv2d(a.x, a.w, a.pw.astype("f8")),
+        DTypeError,
+        ("pointwise_weight has dtype float64", "x has float32"),
+    ),
+    Wrong("transposed weight", lambda a: n.depthwise_conv2d(a.x, a.x[:, :, :3]), ShapeError, (".reshape(C·M, 1, …)",)),
     # options
     Wrong("stride float", conv(stride=2.0), OptionError, ("stride is 2.0 (float)", "an int of at least 1")),
     Wrong("stride bool", conv(stride=True), OptionError, ("stride is True (bool)",)),
@@ -137,12 +182,31 @@ CASES = [
         ("output_padding is 1 on spatial axis 0", "less than its stride 1"),
     ),
     Wrong(
+        "output_padding with a name",
+        lambda a: n.depthwise_conv_transpose2d(a.x, a.w, stride=2, padding="same", output_padding=1),
+        OptionError,
+        ("output_padding is 1 with padding='same'", "needed 0"),
+    ),
+    Wrong(
         "nothing left",
         lambda a: n.depthwise_conv_transpose2d(a.w, a.w[:1], padding=3),
         ShapeError,
         ("would have -1 elements", "less padding"),
     ),
     Wrong("grid", lambda a: n.depthwise_conv_tokens(a.tokens, a.w, grid=(2, 4)), ShapeError, ("(2, 4)", "(N, 8, C)")),
+    Wrong(
+        "grid side",
+        lambda a: n.depthwise_conv_tokens(a.tokens, a.w, grid=(-2, -3)),
+        OptionError,
+        ("grid[0] is -2", "at least 0"),
+    ),
+    Wrong("grid keyword", lambda a: n.depthwise_conv_tokens(a.tokens, a.w, grd=(2, 3)), TypeError, ("'grd'",)),
+    Wrong(
+        "token gradient",
+        lambda a: n.depthwise_conv_tokens_backward(a.x, a.tokens, a.w, grid=(2, 3)),
+        ShapeError,
+        ("grad_out has shape (1, 2, 5, 5)", "needed (1, 6, 2)"),
+    ),
     Wrong("grid int", lambda a: n.depthwise_conv_tokens(a.tokens, a.w, grid=6), OptionError, ("grid is 6", "(H, W)")),
     Wrong(
         "state",
@@ -150,6 +214,17 @@ CASES = [
         ShapeError,
         ("state has shape (1, 2, 6)", "(1, 2, 2)"),
     ),
+    Wrong(
+        "next state",
+        lambda a: n.causal_depthwise_conv1d_backward(a.line, a.line, a.w1, grad_next_state=a.line),
+        ShapeError,
+        ("grad_next_state has shape (1, 2, 6)", "(1, 2, 2)"),
+    ),
+    Wrong(
+        "fold 0-d", lambda a: n.fold_batchnorm(a.b[0:1].reshape(()), None, *[a.b] * 4, eps=0), ShapeError, ("no axes",)
+    ),
+    Wrong("eps nan", lambda a: n.fold_batchnorm(a.w, None, *[a.b] * 4, eps=float("nan")), OptionError, ("eps is nan",)),
+    Wrong("eps bool", lambda a: n.fold_batchnorm(a.w, None, *[a.b] * 4, eps=True), OptionError, ("eps is True",)),
     Wrong(
         "eps", lambda a: n.fold_batchnorm(a.w, None, *[a.b] * 4, eps=-1.0), OptionError, ("eps is -1.0", "at least 0")
     ),
@@ -160,11 +235,27 @@ CASES = [
     # out
     Wrong("out list", into(lambda a: [1.0]), DTypeError, ("out is a list", "NumPy array (1, 2, 3, 3)")),
     Wrong("out dtype", into(lambda a: a.out.astype("f8")), DTypeError, ("out has dtype float64", "float32")),
+    Wrong("out byte order", into(lambda a: a.out.astype(">f4")), DTypeError, ("out has dtype >f4", "needed float32")),
+    Wrong(
+        "out is weight",
+        lambda a: n.depthwise_conv2d(a.x, a.w, out=a.w.reshape(1, 2, 3, 3)),
+        OptionError,
+        ("out shares memory with weight",),
+    ),
     Wrong("out shape", into(lambda a: a.out[..., :2]), ShapeError, ("out has shape (1, 2, 3, 2)", "(1, 2, 3, 3)")),
     Wrong("out read-only", into(read_only), OptionError, ("out is read-only",)),
     Wrong("out in itself", into(interleaved), OptionError, ("share memory", "strides")),
     Wrong("out is x", into(lambda a: a.x[:, :, 1:4, 1:4]), OptionError, ("out shares memory with x", "a copy")),
 ]
+
+
+# what is wrong with no operator's operands: who calls is not known there
+NAMELESS = {"backend", "unavailable", "on a device", "managed device", "threads"}
+
+
+def operator(case: Wrong) -> str:
+    """The public function that a case calls."""
+    return next(name for name in case.call.__code__.co_names if name in n.__all__)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what.replace(" ", "_"))
@@ -173,8 +264,20 @@ def test_wrong_call(case):
     before = {name: array.tobytes() for name, array in arrays.items()}
     with pytest.raises(case.error) as caught:
         case.call(Namespace(arrays))
-    assert [word for word in case.words if word not in str(caught.value)] == []
+    words = case.words if case.what in NAMELESS else (operator(case), *case.words)
+    assert [word for word in words if word not in str(caught.value)] == []
     assert {name: array.tobytes() for name, array in arrays.items()} == before
+
+
+@given(illegal())
+def test_one_illegal_option_among_legal_ones(drawn):
+    case, option, error = drawn
+    x, weight = case.x(), case.weight()
+    before = x.tobytes(), weight.tobytes()
+    with pytest.raises(error, match=re.escape(next(iter(option)))) as caught:
+        case.conv(x, weight, **option)
+    assert type(caught.value) is error
+    assert (x.tobytes(), weight.tobytes()) == before
 
 
 def test_messages_show_the_call():
@@ -203,6 +306,12 @@ class TestBackends:
         monkeypatch.setenv("NPDWCONV_BACKEND", "cuda")
         with n.use_backend("reference"):
             assert n.depthwise_conv2d(a.x, a.w).shape == (1, 2, 3, 3)
+
+    def test_an_operation_that_a_usable_backend_lacks(self, monkeypatch):
+        a = Namespace(operands())
+        monkeypatch.setitem(dispatch.TABLE, "depthwise_fwd", ("depthwise", ("numba",)))
+        with pytest.raises(BackendUnavailableError, match=r"'reference' .* has no depthwise_fwd; it exists on numba"):
+            n.depthwise_conv2d(a.x, a.w, backend="reference")
 
     def test_unknown_and_unusable(self):
         with pytest.raises(OptionError, match="'nothing'"), n.use_backend("nothing"):

@@ -9,7 +9,7 @@ import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from law_cases import LAYOUTS, RANKS, Case, cases, moved, transposed
+from strategies import LAYOUTS, RANKS, Case, cases, moved, transposed
 
 import npdwconv
 from npdwconv.activations import ACTIVATIONS

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from law_cases import LAYOUTS, Case, cases, channels_first, dot, integers, moved, op, transposed
+from strategies import LAYOUTS, Case, cases, channels_first, dot, integers, moved, op, transposed
 
 import npdwconv
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given
-from law_cases import LAYOUTS, Case, cases, moved, op, same_bits
+from strategies import LAYOUTS, Case, cases, moved, op, same_bits
 
 import npdwconv
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from hypothesis import given
-from law_cases import Case, cases, channels_first, integers, moved, op, transposed
+from strategies import Case, cases, channels_first, integers, moved, op, transposed
 
 import npdwconv
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from law_cases import LAYOUTS, Case, cases, channels_first, integers, moved, op, same_bits, transposed
+from strategies import LAYOUTS, Case, cases, channels_first, integers, moved, op, same_bits, transposed
 
 import npdwconv
 

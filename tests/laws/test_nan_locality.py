@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from law_cases import Case, cases, op, transposed
+from strategies import Case, cases, op, transposed
 
 import npdwconv
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from law_cases import Case, cases, same_bits
+from strategies import Case, cases, same_bits
 
 
 @given(cases(modes=("circular",), strides=1, named=True), st.data())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from law_cases import Case, cases, channels_first, moved, same_bits
+from strategies import Case, cases, channels_first, moved, same_bits
 
 
 @given(cases(modes=("zeros",), named=False), st.data())

@@ -1,4 +1,4 @@
-"""Cases for the laws: legal depthwise calls over the option space, with small integers stored in floats as operands.
+"""Cases for laws and oracles: legal depthwise calls over the option space, illegal ones, small integers as operands.
 
 Sums of such products are exact in float32 whatever their order, so the laws hold to the last bit.
 """
@@ -160,3 +160,27 @@ def transposed(draw: Any) -> tuple[Case, dict[str, Any]]:
     if draw(st.booleans()):
         return case, options | {"padding": draw(st.sampled_from(NAMED[1:]))}
     return case, options | {"padding": tuple(pads), "output_padding": extra}
+
+
+ILLEGAL: dict[str, tuple[Any, type[Exception]]] = {
+    "stride": (st.sampled_from([0, -1, 1.0, True, None, "2", (1, 1, 1, 1), (0,)]), npdwconv.OptionError),
+    "dilation": (st.sampled_from([0, -3, 2.0, False, None, (2, 2, 2, 2)]), npdwconv.OptionError),
+    "padding": (
+        st.sampled_from([-1, 1.0, True, None, "SAME", "full", (1,) * 4, ((1, 2, 3),), ((0, -1),) * 3]),
+        npdwconv.OptionError,
+    ),
+    "padding_mode": (st.sampled_from(["", "Zeros", "symmetric", None, 0]), npdwconv.OptionError),
+    "layout": (st.sampled_from(["NCHW", "", None, 1]), npdwconv.OptionError),
+    "activation": (st.sampled_from(["", "RELU", "tanh", 1, np.tanh]), npdwconv.OptionError),
+    "backend": (st.sampled_from(["", "NumPy", 1]), npdwconv.OptionError),
+    "out": (st.sampled_from([[], 1.0, "out"]), npdwconv.DTypeError),
+    "strides": (st.just(1), TypeError),
+}
+
+
+@st.composite
+def illegal(draw: Any) -> tuple[Case, dict[str, Any], type[Exception]]:
+    """A legal case, an option that makes a call of it illegal, and the error that this must raise."""
+    name = draw(st.sampled_from(sorted(ILLEGAL)))
+    values, error = ILLEGAL[name]
+    return draw(cases(modes=("zeros",))), {name: draw(values)}, error
