@@ -1,6 +1,9 @@
 """Sphinx configuration."""
 
+import ast
 import doctest
+import runpy
+from pathlib import Path
 
 import npdwconv
 
@@ -11,10 +14,33 @@ release = npdwconv.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon"]
 html_theme = "furo"
 exclude_patterns = ["_build"]
-myst_enable_extensions = ["dollarmath", "colon_fence"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "substitution"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 default_role = "code"
 doctest_test_doctest_blocks = ""  # the docstrings' examples run in tests/test_docstrings.py
 doctest_default_flags = doctest.DONT_ACCEPT_TRUE_FOR_1  # Sphinx would ignore what an error says
+
+TESTS = Path(__file__).parents[1] / "tests"
+
+
+def floors():
+    """The table of floors that the architecture test enforces."""
+    (found,) = (
+        ast.literal_eval(node.value)
+        for node in ast.parse((TESTS / "test_architecture.py").read_text()).body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "FLOORS"
+    )
+    return [f"| {floor} | {' · '.join(f'`{room}`' for room in rooms)} |" for floor, rooms in enumerate(found)]
+
+
+def mutations():
+    found = runpy.run_path(str(TESTS / "mutations.py"))["MUTATIONS"]
+    return [f"| {mutation.what} | `{mutation.file}` |" for mutation in found]
+
+
+myst_substitutions = {
+    "floors": "\n".join(("| floor | rooms |", "|---|---|", *floors())),
+    "mutations": "\n".join(("| mistake | in |", "|---|---|", *mutations())),
+}

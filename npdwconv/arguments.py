@@ -98,7 +98,7 @@ class Call:
         check_allocatable(shape, dtype.itemsize)
         if out is None:
             return np.empty(shape, dtype=dtype)
-        if not isinstance(out, np.ndarray):
+        if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
             raise DTypeError(f"out is a {type(out).__name__}; needed a NumPy array {shape} of {dtype}")
         if out.dtype != dtype:
             raise DTypeError(f"out has dtype {out.dtype}; needed {dtype}, that of the operands")
@@ -147,9 +147,13 @@ def check_depthwise_shape(name: str, shape: tuple[int, ...], rank: int) -> None:
     """A depthwise weight is (C·M, 1, *kernel), every kernel extent at least 1."""
     needed = f"needed {rank + 2} axes, (C·M, 1, {', '.join(LETTERS[rank].kernel)})"
     if len(shape) != rank + 2:
-        raise ShapeError(f"{name} has shape {shape} with {len(shape)} axes; {needed}")
+        hint = f": add an axis with {name}[:, None]" if len(shape) == rank + 1 else ""
+        raise ShapeError(f"{name} has shape {shape} with {len(shape)} axes; {needed}{hint}")
     if shape[1] != 1:
-        raise ShapeError(f"{name} has shape {shape}, its second axis is {shape[1]}; {needed}: {_axis_hint(shape)}")
+        raise ShapeError(
+            f"{name} has shape {shape}, its second axis is {shape[1]}; {needed}: "
+            f"a transposed convolution's weight stored (C, M, …) is ours after .reshape(C·M, 1, …)"
+        )
     if 0 in shape[2:]:
         raise ShapeError(f"{name} has shape {shape}, an empty kernel; needed extents of at least 1")
 
@@ -185,14 +189,6 @@ def shape_tuple(name: str, value: Any) -> tuple[int, ...]:
         if isinstance(extent, bool) or not isinstance(extent, (int, np.integer)) or extent < 0:
             raise OptionError(f"{name} is {value!r}; needed a shape, a tuple of ints of at least 0")
     return tuple(int(extent) for extent in value)
-
-
-def _axis_hint(shape: tuple[int, ...]) -> str:
-    return (
-        "a transposed convolution's weight stored (C, M, …) is ours after .reshape(C·M, 1, …)"
-        if shape[1] > 1
-        else "add an axis with weight[:, None]"
-    )
 
 
 def _overlap(one: Array, other: Array) -> bool:

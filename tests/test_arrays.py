@@ -80,10 +80,42 @@ def test_same_bits_whatever_the_strides(make, layout):
     assert [array.tobytes() for array in awkward] == before
 
 
+def sequences(make: Make) -> dict[str, np.ndarray]:
+    """The operators of other ranks, and of tokens and time, on operands that ``make`` made awkward."""
+    rng = np.random.default_rng(5)
+
+    def some(*shape: int) -> np.ndarray:
+        return make(rng.standard_normal(shape).astype(np.float32))
+
+    line, w1, state, tokens, w2 = some(2, 3, 7), some(3, 1, 3), some(2, 3, 2), some(2, 12, 3), some(6, 1, 3, 3)
+    causal, after = n.causal_depthwise_conv1d(line, w1, state=state)
+    grads = n.causal_depthwise_conv1d_backward(some(2, 3, 7), line, w1, state=state, grad_next_state=some(2, 3, 2))
+    token_grads = n.depthwise_conv_tokens_backward(some(2, 12, 6), tokens, w2, grid=(3, 4))
+    results = {"causal": causal, "next state": after, "1-D": n.depthwise_conv1d(line, w1, stride=2)}
+    results["tokens"] = n.depthwise_conv_tokens(tokens, w2, grid=(3, 4))
+    results["3-D"] = n.depthwise_conv3d(some(1, 2, 3, 4, 3), some(2, 1, 2, 2, 1), dilation=2)
+    results["pointwise"] = n.pointwise_conv(line, some(4, 3))
+    results |= {f"grad_{name} of tokens": g for name, g in token_grads._asdict().items() if g is not None}
+    return results | {f"grad_{name} of causal": g for name, g in grads._asdict().items() if g is not None}
+
+
+@pytest.mark.parametrize("make", AWKWARD.values(), ids=AWKWARD)
+def test_sequences_whatever_the_strides(make):
+    wanted, found = sequences(np.array), sequences(make)
+    for name, array in wanted.items():
+        assert type(found[name]) is np.ndarray
+        assert found[name].flags.c_contiguous, name
+        assert found[name].tobytes() == array.tobytes(), name
+
+
 def test_stride_0():
     x, w, *_ = operands()
     flat = np.broadcast_to(x[:1, :, :1, :1], x.shape)
     np.testing.assert_array_equal(n.depthwise_conv2d(flat, w), n.depthwise_conv2d(flat.copy(), w))
+    one = np.broadcast_to(np.float32(1.5), (2, 6, 4, 4))
+    found, wanted = (n.depthwise_conv2d_backward(g, x, w) for g in (one, one.copy()))
+    np.testing.assert_array_equal(found.x, wanted.x)
+    np.testing.assert_array_equal(found.weight, wanted.weight)
 
 
 OUTS: dict[str, Callable[[tuple[int, ...]], tuple[np.ndarray, np.ndarray]]] = {
@@ -147,7 +179,7 @@ class Speaks:
         return self.array.__dlpack_device__()
 
 
-def test_dlpack_is_taken_without_a_copy():
+def test_operands_are_taken_without_a_copy():
     from npdwconv.arguments import as_array
 
     x, w, b, _ = operands()
@@ -155,6 +187,7 @@ def test_dlpack_is_taken_without_a_copy():
     assert type(found) is np.ndarray
     np.testing.assert_array_equal(found, n.depthwise_conv2d(x, w, b))
     assert np.shares_memory(as_array("x", Speaks(x)), x)
+    assert np.shares_memory(as_array("x", x[:, ::-1]), x)
 
 
 def test_a_refused_dlpack_names_the_way_out():

@@ -58,7 +58,10 @@ def test_mobilenet_v1_is_as_published():
 
 
 def test_efficientnet_lite0_is_as_published():
-    """4.7 million parameters, 407 million multiply-adds (README in tensorflow/tpu), which counts more than convolutions."""
+    """4.652 million parameters, 385 million multiply-adds (README of d-li14/efficientnet-lite.pytorch).
+
+    TensorFlow's own README has 4.7 and 407 million.
+    """
     stages = [(1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112)]
     stages += [(4, 5, 2, 6, 192), (1, 3, 1, 6, 320)]
     parts = [cost("standard", 3, 32, 3, (224, 224), stride=2, padding="same", bias=False)]
@@ -75,7 +78,7 @@ def test_efficientnet_lite0_is_as_published():
     parts.append(cost("pointwise", 1280, 1000, 1, 1))
     assert parts[-2].output_size == (7, 7)
     assert sum(part.parameters for part in parts) + norms == 4_652_008
-    assert sum(part.multiply_adds for part in parts) == pytest.approx(407e6, rel=0.06)
+    assert round(sum(part.multiply_adds for part in parts) / 1e6) == 385
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,20 +36,36 @@ def test_the_text_still_stands_there_once(mutation: Mutation):
 
 
 @pytest.mark.slow
+def test_the_unchanged_copy_passes(tmp_path: Path):
+    copied(tmp_path)
+    ran = run_tests(tmp_path)
+    assert ran.returncode == 0, f"exit code {ran.returncode}\n{ran.stdout[-2000:]}{ran.stderr}"
+
+
+@pytest.mark.slow
 @every_mutation
 def test_a_test_notices(mutation: Mutation, tmp_path: Path):
-    copy = tmp_path / "npdwconv"
-    shutil.copytree(PACKAGE, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    changed = copy / mutation.file
+    changed = copied(tmp_path) / mutation.file
     changed.write_text(changed.read_text().replace(mutation.old, mutation.new))
+    ran = run_tests(tmp_path)
+    told = f"exit code {ran.returncode} where tests should fail\n{ran.stdout[-2000:]}{ran.stderr}"
+    # an interpreter that could not import the copy exits with 1 as well, but no test has failed in it
+    assert ran.returncode == 1, told
+    assert re.search(r"^FAILED ", ran.stdout, re.MULTILINE), told
+
+
+def copied(folder: Path) -> Path:
+    return Path(shutil.copytree(PACKAGE, folder / "npdwconv", ignore=shutil.ignore_patterns("__pycache__")))
+
+
+def run_tests(folder: Path) -> subprocess.CompletedProcess[str]:
     tests = [str(HERE / f"{name}.py") for name in FAST] + [str(HERE / "laws")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    ran = subprocess.run(
-        [sys.executable, "-c", RUN, str(tmp_path), *tests],
+    return subprocess.run(
+        [sys.executable, "-c", RUN, str(folder), *tests],
         capture_output=True,
         text=True,
         cwd=HERE.parent,
         env=environment,
         timeout=300,
     )
-    assert ran.returncode == 1, f"exit code {ran.returncode} where tests should fail\n{ran.stdout[-2000:]}{ran.stderr}"

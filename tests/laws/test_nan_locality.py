@@ -69,3 +69,11 @@ def test_activations_pass_nan_on(activation):
     assert np.array_equal(np.isnan(out), np.isnan(x))
     grads = npdwconv.depthwise_conv1d_backward(np.ones_like(x), x, one, activation=activation)
     assert np.array_equal(np.isnan(grads.x), np.isnan(x))
+
+
+@pytest.mark.parametrize("activation", sorted(npdwconv.activations.ACTIVATIONS))
+def test_slopes_are_0_or_1_at_infinity(activation):
+    x, one = np.array([[[-np.inf, np.inf]]], np.float32), np.ones((1, 1, 1), np.float32)
+    grads = npdwconv.depthwise_conv1d_backward(np.ones_like(x), x, one, activation=activation)
+    bounded = activation in ("relu6", "sigmoid", "hardsigmoid")
+    assert grads.x.tolist() == [[[0.0, 0.0 if bounded else 1.0]]]

@@ -2,7 +2,8 @@
 
 Everything is one relation, ``i = o·stride + t·dilation − low``, and three bilinear maps over it, a line each:
 `_gather` (a window's sum), `_scatter` (its adjoint in the input) and `_correlate` (its adjoint in the weight).
-A tap that falls in zero padding has no place in the slices of ``geometry.taps()``, so it reads nothing.
+A tap that falls in zero padding has no place in the slices of ``geometry.taps()``, so it reads nothing. NumPy sums in
+the order of memory: what is summed is laid out first, so that no bit depends on the strides of an operand.
 Arrays are viewed as (N, C, M, *spatial) with M = 1 where there is one value a channel, weights as (C, M, *kernel).
 """
 
@@ -34,7 +35,7 @@ def _scatter(x: Array, weight: Array, z: Array, g: ConvGeometry) -> None:
 def _correlate(weight: Array, z: Array, x: Array, g: ConvGeometry) -> None:
     """w[t] = Σ_n,o z[o]·x[i]."""
     for t, o, i in g.taps():
-        weight[_at(t)] = (z[_at(o)] * x[_at(i)]).sum(axis=(0, *range(3, z.ndim)))
+        weight[_at(t)] = np.multiply(z[_at(o)], x[_at(i)], order="C").sum(axis=(0, *range(3, z.ndim)))
 
 
 def _at(place: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -50,7 +51,9 @@ def _tap(weight: Array, t: tuple[int, ...]) -> Array:
 
 def _fit(product: Array, target: Array) -> Array:
     """``product`` summed over M where ``target`` has one value a channel."""
-    fitted: Array = product if product.shape[2] == target.shape[2] else product.sum(axis=2, keepdims=True)
+    fitted: Array = (
+        product if product.shape[2] == target.shape[2] else np.ascontiguousarray(product).sum(axis=2, keepdims=True)
+    )
     return fitted
 
 

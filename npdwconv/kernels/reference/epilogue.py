@@ -27,5 +27,5 @@ def store_chain(grad_out: Array, z: Array, activation: Activation, grad_z: Array
 @np.errstate(all="ignore")
 def bias_bwd(grad_z: Array, grad_bias: Array, layout: str) -> None:
     """grad_b[k] = Σ_n,pq grad_z[n,k,pq]."""
-    view = channels_second(widened(grad_z), layout)
+    view = np.ascontiguousarray(channels_second(widened(grad_z), layout))
     grad_bias[...] = view.sum(axis=(0, *range(2, view.ndim)))
