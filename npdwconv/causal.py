@@ -87,8 +87,9 @@ def causal_depthwise_conv1d(
     >>> np.array_equal(whole, np.concatenate([first, second], axis=2))
     True
     """
-    run = kernel("depthwise_fwd", backend, x)
-    _, plan, _, history = _plan("causal_depthwise_conv1d", x, weight, bias, state, layout, activation)
+    name = "causal_depthwise_conv1d"
+    run = kernel(name, "depthwise_fwd", backend, x, weight, bias, state)
+    _, plan, _, history = _plan(name, x, weight, bias, state, layout, activation)
     kept = history.shape[2] - (plan.weight.shape[1] - 1)
     return forward(run, plan, None), np.ascontiguousarray(history[:, :, kept:])
 
@@ -128,8 +129,9 @@ def causal_depthwise_conv1d_backward(
     >>> causal_depthwise_conv1d_backward(x, x, weight, needs="x").x[0, 0]
     array([3., 3., 3., 3., 2., 1.], dtype=float32)
     """
-    run = backward_kernels("depthwise", backend, x)
-    call, plan, before, history = _plan("causal_depthwise_conv1d_backward", x, weight, bias, state, layout, activation)
+    name = "causal_depthwise_conv1d_backward"
+    run = backward_kernels(name, "depthwise", backend, x, weight, bias, state, grad_out)
+    call, plan, before, history = _plan(name, x, weight, bias, state, layout, activation)
     taps = plan.weight.shape[1]
     with call.explained():
         wanted = needed_names(needs, CAUSAL_NEEDS)

@@ -26,7 +26,7 @@ from npdwconv.plans import (
 def _input_grad(
     name: str, rank: int, grad_out: Any, weight: Any, input_shape: Any, options: ConvOptions, backend: str | None
 ) -> Array:
-    run = kernel("depthwise_bwd_input", backend, grad_out)
+    run = kernel(name, "depthwise_bwd_input", backend, grad_out, weight)
     call = open_call(name, options.layout)
     with call.explained():
         grad_z = call.activations("grad_out", grad_out, rank)
@@ -47,7 +47,7 @@ def _input_grad(
 def _weight_grad(
     name: str, rank: int, grad_out: Any, x: Any, weight_shape: Any, options: ConvOptions, backend: str | None
 ) -> Array:
-    run = kernel("depthwise_bwd_weight", backend, x)
+    run = kernel(name, "depthwise_bwd_weight", backend, grad_out, x)
     call = open_call(name, options.layout)
     with call.explained():
         grad_z = call.activations("grad_out", grad_out, rank)
@@ -195,7 +195,7 @@ def _conv(rank: int) -> DepthwiseConv:
         >>> {name}(x, weight, padding="same").shape
         (1, 2, {fours})
         """
-        run = kernel("depthwise_fwd", backend, x)
+        run = kernel(name, "depthwise_fwd", backend, x, weight, bias)
         options = ConvOptions(stride, padding, dilation, padding_mode, layout, activation)
         return forward(run, depthwise_plan(name, rank, x, weight, bias, options), out)
 
@@ -248,7 +248,7 @@ def _conv_backward(rank: int) -> DepthwiseConvBackward:
         >>> grads.weight.shape, grads.x is None
         ((2, 1, {threes}), True)
         """
-        run = backward_kernels("depthwise", backend, x)
+        run = backward_kernels(name, "depthwise", backend, x, weight, bias, grad_out)
         options = ConvOptions(stride, padding, dilation, padding_mode, layout, activation)
         return backward(run, depthwise_plan(name, rank, x, weight, bias, options), grad_out, needs)
 

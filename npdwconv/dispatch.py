@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from npdwconv.errors import BackendUnavailableError
+from npdwconv.errors import BackendUnavailableError, OptionError
 from npdwconv.options import one_of
 
 Kernel = Callable[..., None]
@@ -101,15 +101,19 @@ def explain_backend(x: Any = None, *, backend: str | None = None) -> BackendChoi
     return BackendChoice("reference", f"numba is not usable: {reason}")
 
 
-def kernel(operation: str, backend: str | None, x: Any = None) -> Kernel:
-    """The kernel of ``operation`` on the backend that a call takes."""
-    choice = explain_backend(x, backend=backend)
-    require_usable(choice.backend)
+def kernel(operator: str, operation: str, backend: str | None, *operands: Any) -> Kernel:
+    """The kernel of ``operation`` on the backend that a call of ``operator`` takes."""
+    x = next(filter(on_device, operands), None)
     room, backends = TABLE[operation]
-    if choice.backend not in backends:
-        raise BackendUnavailableError(
-            f"backend {choice.backend!r} ({choice.reason}) has no {operation}; it exists on {', '.join(backends)}"
-        )
+    try:
+        choice = explain_backend(x, backend=backend)
+        require_usable(choice.backend)
+        if choice.backend not in backends:
+            raise BackendUnavailableError(
+                f"backend {choice.backend!r} ({choice.reason}) has no {operation}; it exists on {', '.join(backends)}"
+            )
+    except (OptionError, BackendUnavailableError) as error:
+        raise type(error)(f"{operator}: {error}") from None
     return _load(operation, f"{ROOMS[choice.backend]}.{room}")
 
 

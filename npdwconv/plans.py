@@ -115,10 +115,10 @@ def forward(run: Kernel, plan: DepthwisePlan, out: Any) -> Array:
     return result
 
 
-def backward_kernels(family: str, backend: str | None, x: Any) -> BackwardKernels:
-    """The kernels that a backward of ``family`` (depthwise or transpose) is made of."""
+def backward_kernels(operator: str, family: str, backend: str | None, *operands: Any) -> BackwardKernels:
+    """The kernels that a backward of ``family`` (depthwise, transpose or pointwise) is made of."""
     parts = (f"{family}_bwd_activation", f"{family}_bwd_input", f"{family}_bwd_weight", "bias_bwd")
-    return BackwardKernels(*(kernel(part, backend, x) for part in parts))
+    return BackwardKernels(*(kernel(operator, part, backend, *operands) for part in parts))
 
 
 def backward(run: BackwardKernels, plan: DepthwisePlan, grad_out: Any, needs: Needs) -> Grads:

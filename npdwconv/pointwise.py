@@ -12,7 +12,7 @@ from npdwconv.arguments import Call
 from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, shape_of, split_shape
 from npdwconv.options import needed_names
-from npdwconv.plans import NEEDS, Grads, Needs, activation_named, empty_grads, open_call
+from npdwconv.plans import NEEDS, Grads, Needs, activation_named, backward_kernels, empty_grads, open_call
 from npdwconv.precision import accumulator
 
 
@@ -76,7 +76,7 @@ def pointwise_conv(
     >>> pointwise_conv(x, np.ones((5, 3), dtype=np.float32)).shape
     (1, 5, 4, 4)
     """
-    run = kernel("pointwise_fwd", backend, x)
+    run = kernel("pointwise_conv", "pointwise_fwd", backend, x, weight, bias)
     plan = _plan("pointwise_conv", x, weight, bias, layout, activation)
     with plan.call.explained():
         result = plan.call.result(out, plan.shape)
@@ -117,9 +117,9 @@ def pointwise_conv_backward(
     >>> pointwise_conv_backward(np.ones((1, 5, 4), dtype=np.float32), x, weight, needs="weight").weight.shape
     (5, 3)
     """
-    names = ("pointwise_bwd_activation", "pointwise_bwd_input", "pointwise_bwd_weight", "bias_bwd")
-    run_activation, run_input, run_weight, run_bias = (kernel(name, backend, x) for name in names)
-    plan = _plan("pointwise_conv_backward", x, weight, bias, layout, activation)
+    name = "pointwise_conv_backward"
+    run = backward_kernels(name, "pointwise", backend, x, weight, bias, grad_out)
+    plan = _plan(name, x, weight, bias, layout, activation)
     call = plan.call
     with call.explained():
         wanted = needed_names(needs, NEEDS)
@@ -127,13 +127,13 @@ def pointwise_conv_backward(
         call.require("grad_out", grad_z, plan.shape, "the shape of the forward's result")
     if plan.activation is not None and wanted:
         chained = np.empty(plan.shape, dtype=accumulator(grad_z.dtype))
-        run_activation(grad_z, plan.x, plan.weight, plan.bias, chained, call.layout, plan.activation)
+        run.activation(grad_z, plan.x, plan.weight, plan.bias, chained, call.layout, plan.activation)
         grad_z = chained
     grads = Grads(*empty_grads(wanted, {"x": plan.x, "weight": plan.weight, "bias": plan.bias}))
     if grads.x is not None:
-        run_input(grad_z, plan.weight, grads.x, call.layout)
+        run.input(grad_z, plan.weight, grads.x, call.layout)
     if grads.weight is not None:
-        run_weight(grad_z, plan.x, grads.weight, call.layout)
+        run.weight(grad_z, plan.x, grads.weight, call.layout)
     if grads.bias is not None:
-        run_bias(grad_z, grads.bias, call.layout)
+        run.bias(grad_z, grads.bias, call.layout)
     return grads if grads.weight is None else grads._replace(weight=grads.weight.reshape(plan.weight_shape))

@@ -153,9 +153,9 @@ def _separable(rank: int) -> SeparableConv:
         >>> {name}(x, depthwise, pointwise, padding="same", depthwise_activation="relu6").shape
         (1, 5, {fours})
         """
-        run = kernel("separable_fwd", backend, x)
-        options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
         operands = (x, depthwise_weight, depthwise_bias, pointwise_weight, bias)
+        run = kernel(name, "separable_fwd", backend, *operands)
+        options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
         plan = _plan(name, rank, operands, options, activation)
         first = plan.depthwise
         with first.call.explained():
@@ -211,9 +211,9 @@ def _separable_backward(rank: int) -> SeparableConvBackward:
         >>> grads.depthwise_weight.shape, grads.pointwise_weight.shape
         ((2, 1, {threes}), (5, 2))
         """
-        run = kernel("separable_bwd", backend, x)
-        options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
         operands = (x, depthwise_weight, depthwise_bias, pointwise_weight, bias)
+        run = kernel(name, "separable_bwd", backend, *operands, grad_out)
+        options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
         plan = _plan(name, rank, operands, options, activation)
         first, call = plan.depthwise, plan.depthwise.call
         with call.explained():

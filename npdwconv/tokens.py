@@ -85,9 +85,10 @@ def depthwise_conv_tokens(
     >>> depthwise_conv_tokens(x, np.ones((8, 1, 3, 3), dtype=np.float32), grid=(4, 6)).shape
     (1, 24, 8)
     """
-    run = kernel("depthwise_fwd", backend, x)
+    name = "depthwise_conv_tokens"
+    run = kernel(name, "depthwise_fwd", backend, x, weight, bias)
     options = ConvOptions(stride, padding, dilation, padding_mode, "channels_last", activation)
-    call, plan, shape = _plan("depthwise_conv_tokens", x, weight, bias, grid, options)
+    call, plan, shape = _plan(name, x, weight, bias, grid, options)
     with call.explained():
         result = call.result(out, shape)
     image = result.reshape(plan.shape)
@@ -129,9 +130,10 @@ def depthwise_conv_tokens_backward(
     >>> depthwise_conv_tokens_backward(x, x, np.ones((8, 1, 3, 3), dtype=np.float32), grid=(4, 6)).x.shape
     (1, 24, 8)
     """
-    run = backward_kernels("depthwise", backend, x)
+    name = "depthwise_conv_tokens_backward"
+    run = backward_kernels(name, "depthwise", backend, x, weight, bias, grad_out)
     options = ConvOptions(stride, padding, dilation, padding_mode, "channels_last", activation)
-    call, plan, shape = _plan("depthwise_conv_tokens_backward", x, weight, bias, grid, options)
+    call, plan, shape = _plan(name, x, weight, bias, grid, options)
     with call.explained():
         grad = call.operand("grad_out", grad_out)
         call.require("grad_out", grad, shape, "the shape of the forward's result")

@@ -98,7 +98,7 @@ def _transpose(rank: int) -> DepthwiseConvTranspose:
         >>> {name}(x, weight, stride=2).shape
         (1, 2, {fours})
         """
-        run = kernel("transpose_fwd", backend, x)
+        run = kernel(name, "transpose_fwd", backend, x, weight, bias)
         options = ConvOptions(stride, padding, dilation, "zeros", layout, activation, output_padding)
         return forward(run, depthwise_plan(name, rank, x, weight, bias, options), out)
 
@@ -147,7 +147,7 @@ def _transpose_backward(rank: int) -> DepthwiseConvTransposeBackward:
         >>> grads.x.shape, grads.weight.shape, grads.bias
         ((1, 2, {twos}), (2, 1, {twos}), None)
         """
-        run = backward_kernels("transpose", backend, x)
+        run = backward_kernels(name, "transpose", backend, x, weight, bias, grad_out)
         options = ConvOptions(stride, padding, dilation, "zeros", layout, activation, output_padding)
         return backward(run, depthwise_plan(name, rank, x, weight, bias, options), grad_out, needs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -165,3 +166,39 @@ def test_causal(data: st.DataObject, kind: str, given_: tuple[bool, bool], layou
     if given_[1]:
         options["state"] = numbers(batch, channels, taps - 1)
     compare("causal_depthwise_conv1d", numbers, operands, options, data.draw)
+
+
+FAMILIES = {
+    "depthwise_conv2d": {"x": (1, 2, 5, 5), "weight": (4, 1, 3, 3), "bias": (4,)},
+    "depthwise_conv_transpose2d": {"x": (1, 2, 5, 5), "weight": (4, 1, 3, 3), "bias": (4,)},
+    "pointwise_conv": {"x": (1, 2, 5, 5), "weight": (4, 2), "bias": (4,)},
+    "depthwise_conv_tokens": {"x": (1, 20, 2), "weight": (4, 1, 3, 3), "bias": (4,)},
+    "causal_depthwise_conv1d": {"x": (1, 2, 5), "weight": (4, 1, 3), "bias": (4,), "state": (1, 2, 2)},
+    "separable_conv2d": {
+        "x": (1, 2, 5, 5),
+        "depthwise_weight": (4, 1, 3, 3),
+        "pointwise_weight": (3, 4),
+        "depthwise_bias": (4,),
+        "bias": (3,),
+    },
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_needs_computes_what_is_asked_and_nothing_else(name: str):
+    numbers = Numbers("float32", 0)
+    operands = {operand: numbers(*shape) for operand, shape in FAMILIES[name].items()}
+    options: dict[str, Any] = {"activation": "silu"} | ({"grid": (4, 5)} if "tokens" in name else {})
+    out = getattr(npdwconv, name)(**operands, **options)
+    backward = getattr(npdwconv, f"{name}_backward")
+    given_ = {"grad_out": numbers(*(out[0] if isinstance(out, tuple) else out).shape)} | operands
+    whole = backward(**given_, **options)._asdict()
+    assert {operand: grad.shape for operand, grad in whole.items()} == FAMILIES[name]
+    for count in range(len(operands) + 1):
+        for needs in combinations(operands, count):
+            found = backward(**given_, **options, needs=needs)._asdict()
+            assert {operand for operand, grad in found.items() if grad is not None} == set(needs)
+            assert all(found[operand].tobytes() == whole[operand].tobytes() for operand in needs)
+    assert [
+        operand for operand, grad in backward(**given_, **options, needs="x")._asdict().items() if grad is not None
+    ] == ["x"]
