@@ -160,6 +160,7 @@ CASES = [
     Wrong("overflow", conv(padding=2**62), ShapeError, ("more than memory can address",)),
     Wrong("unknown keyword", conv(strides=2), TypeError, ("depthwise_conv2d()", "'strides'")),
     Wrong("backend", conv(backend="nunba"), OptionError, ("'nunba'", "did you mean 'numba'")),
+    Wrong("weight on a device", lambda a: n.depthwise_conv2d(a.x, Device()), BackendUnavailableError, ("'cuda'",)),
     Wrong("unavailable", conv(backend="cuda"), BackendUnavailableError, ("'cuda' cannot be used", "reference")),
     Wrong("needs", lambda a: n.depthwise_conv2d_backward(a.g, a.x, a.w, needs="wieght"), OptionError, ("'weight'",)),
     Wrong("needs 3", lambda a: n.depthwise_conv2d_backward(a.g, a.x, a.w, needs=3), OptionError, ("needs is 3",)),
