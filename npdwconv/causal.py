@@ -142,18 +142,25 @@ def causal_depthwise_conv1d_backward(
     grads = backward(run, replace(plan, x=plan.x.astype(accumulator(plan.x.dtype), copy=False)), grad_out, inner)
     if grads.x is None:
         return CausalGrads(None, grads.weight, grads.bias, None)
-    reached = channels_second(grads.x, call.layout)
-    total = np.zeros(history.shape, dtype=reached.dtype)
-    total[:, :, history.shape[2] - reached.shape[2] :] = reached
-    if carried is not None:
-        total[:, :, history.shape[2] - (taps - 1) :] += carried
+    joined = channels_second(grads.x, call.layout)
+    total = _with_carried(joined, carried, history.shape[2], taps - 1)
     grad_x = _dense(total[:, :, taps - 1 :], call.layout, history.dtype) if "x" in wanted else None
     wants_state = "state" in wanted and before is not None
     grad_state = _dense(total[:, :, : taps - 1], "channels_first", history.dtype) if wants_state else None
     return CausalGrads(grad_x, grads.weight, grads.bias, grad_state)
 
 
-@np.errstate(over="ignore")
+@np.errstate(all="ignore")
+def _with_carried(joined: Array, carried: Array | None, length: int, past: int) -> Array:
+    """The gradient of the whole history: ``joined`` is its end, the next state its last ``past`` entries."""
+    total = np.zeros((*joined.shape[:2], length), dtype=joined.dtype)
+    total[:, :, length - joined.shape[2] :] = joined
+    if carried is not None:
+        total[:, :, length - past :] += carried
+    return total
+
+
+@np.errstate(all="ignore")
 def _dense(array: Array, layout: str, dtype: np.dtype[Any]) -> Array:
     """A contiguous copy, in ``layout`` and ``dtype``, of an array (N, C, W)."""
     return np.array(array if layout == "channels_first" else array.swapaxes(1, 2), dtype=dtype, order="C")

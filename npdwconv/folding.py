@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from numbers import Real
 from typing import Any
 
@@ -33,7 +34,7 @@ def fold_batchnorm(
     Raises:
         ShapeError: an operand does not have one entry per output channel.
         DTypeError: an operand is no array, or its dtype is not supported or not that of the others.
-        OptionError: ``eps`` is not a number of at least 0.
+        OptionError: ``eps`` is not a finite number of at least 0.
 
     >>> import numpy as np
     >>> from npdwconv import fold_batchnorm
@@ -50,8 +51,8 @@ def fold_batchnorm(
         b = call.vector("bias", bias, w.shape[0])
         vectors = {"gamma": gamma, "beta": beta, "mean": mean, "var": var}
         g, shift, centre, variance = (widened(_entries(call, name, value, w)) for name, value in vectors.items())
-        if isinstance(eps, bool) or not isinstance(eps, Real) or not float(eps) >= 0:
-            raise OptionError(f"eps is {eps!r}; needed a number of at least 0")
+        if isinstance(eps, bool) or not isinstance(eps, Real) or not 0 <= float(eps) < inf:
+            raise OptionError(f"eps is {eps!r}; needed a finite number of at least 0")
     return _fold(w, b, g, shift, centre, variance, float(eps))
 
 

@@ -58,9 +58,10 @@ def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
 
 def needed_names(needs: Any, names: tuple[str, ...]) -> frozenset[str]:
     """``needs`` as a set: one name, or an iterable of names out of ``names``."""
-    listed = (needs,) if isinstance(needs, str) else needs
-    if not isinstance(listed, Iterable):
-        raise OptionError(f"needs is {needs!r}; needed one or more of {', '.join(map(repr, names))}")
+    try:
+        listed = (needs,) if isinstance(needs, str) else tuple(needs)
+    except TypeError:
+        raise OptionError(f"needs is {needs!r}; needed one or more of {', '.join(map(repr, names))}") from None
     return frozenset(one_of("needs", name, names) for name in listed)
 
 

@@ -47,14 +47,15 @@ class ConvOptions:
     padding_mode: Any = "zeros"
     layout: Any = "channels_first"
     activation: Any = None
-    output_padding: Any = None
+    output_padding: Any = 0
+    transposed: bool = False
 
     def geometry(self, size: tuple[int, ...], kernel: tuple[int, ...]) -> ConvGeometry:
-        """Checked and planned for inputs of extent ``size``; transposed where there is an ``output_padding``."""
+        """Checked and planned for inputs of extent ``size``; read the other way where ``transposed``."""
         rank = len(size)
         stride, dilation = per_axis("stride", self.stride, rank), per_axis("dilation", self.dilation, rank)
         padding, mode = padding_form(self.padding, rank), one_of("padding_mode", self.padding_mode, PADDING_MODES)
-        if self.output_padding is None:
+        if not self.transposed:
             return conv_geometry(size, kernel, stride, dilation, padding, mode)
         extra = per_axis("output_padding", self.output_padding, rank, least=0)
         return transpose_geometry(size, kernel, stride, dilation, padding, extra)
@@ -98,7 +99,7 @@ def depthwise_plan(
         check_multiplier(f"{stage}weight", w.shape[0], channels)
         b = call.vector(f"{stage}bias", bias, w.shape[0])
         geometry = options.geometry(size, w.shape[1:])
-        extents = geometry.out if options.output_padding is None else geometry.size
+        extents = geometry.size if options.transposed else geometry.out
         shape = shape_of(call.layout, batch, w.shape[0], extents)
         check_allocatable(shape, xs.itemsize)
         if geometry.copies_border:

@@ -99,7 +99,7 @@ def _transpose(rank: int) -> DepthwiseConvTranspose:
         (1, 2, {fours})
         """
         run = kernel(name, "transpose_fwd", backend, x, weight, bias)
-        options = ConvOptions(stride, padding, dilation, "zeros", layout, activation, output_padding)
+        options = ConvOptions(stride, padding, dilation, "zeros", layout, activation, output_padding, True)
         return forward(run, depthwise_plan(name, rank, x, weight, bias, options), out)
 
     return spelled(conv_transpose, name, rank)
@@ -148,7 +148,7 @@ def _transpose_backward(rank: int) -> DepthwiseConvTransposeBackward:
         ((1, 2, {twos}), (2, 1, {twos}), None)
         """
         run = backward_kernels(name, "transpose", backend, x, weight, bias, grad_out)
-        options = ConvOptions(stride, padding, dilation, "zeros", layout, activation, output_padding)
+        options = ConvOptions(stride, padding, dilation, "zeros", layout, activation, output_padding, True)
         return backward(run, depthwise_plan(name, rank, x, weight, bias, options), grad_out, needs)
 
     return spelled(conv_transpose_backward, name, rank)

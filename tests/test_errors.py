@@ -161,6 +161,15 @@ CASES = [
     Wrong("unknown keyword", conv(strides=2), TypeError, ("depthwise_conv2d()", "'strides'")),
     Wrong("backend", conv(backend="nunba"), OptionError, ("'nunba'", "did you mean 'numba'")),
     Wrong("weight on a device", lambda a: n.depthwise_conv2d(a.x, Device()), BackendUnavailableError, ("'cuda'",)),
+    Wrong(
+        "needs 0-d", lambda a: n.depthwise_conv2d_backward(a.g, a.x, a.w, needs=np.array(2)), OptionError, ("needs is",)
+    ),
+    Wrong(
+        "output_padding None",
+        lambda a: n.depthwise_conv_transpose2d(a.x, a.w, output_padding=None),
+        OptionError,
+        ("output_padding is None",),
+    ),
     Wrong("unavailable", conv(backend="cuda"), BackendUnavailableError, ("'cuda' cannot be used", "reference")),
     Wrong("needs", lambda a: n.depthwise_conv2d_backward(a.g, a.x, a.w, needs="wieght"), OptionError, ("'weight'",)),
     Wrong("needs 3", lambda a: n.depthwise_conv2d_backward(a.g, a.x, a.w, needs=3), OptionError, ("needs is 3",)),
