@@ -118,7 +118,7 @@ def cases(
 ) -> Case:
     """Legal calls: asymmetric and named paddings, kernels wider than the image, every mode, stride and dilation."""
     rank = draw(st.sampled_from(ranks))
-    per_axis = lambda least, most: tuple(draw(st.integers(least, most)) for _ in range(rank))  # noqa: E731
+    per_axis = lambda least, most: tuple(draw(st.integers(least, most)) for _ in range(rank))  # noqa: E731 - it closes over draw and rank
     kernel, stride, dilation = per_axis(1, 4 - rank // 3), per_axis(1, strides), per_axis(1, 2)
     mode = draw(st.sampled_from(modes))
     spans = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]

@@ -245,7 +245,7 @@ def test_a_layer_cannot_stand_in_two_places() -> None:
     with pytest.raises(OptionError, match="stands in two places"):
         Sequential(twice, Residual(twice))
     with pytest.raises(OptionError, match="'1' is a function; needed a layer"):
-        Sequential(twice, integers)  # type: ignore[arg-type]
+        Sequential(twice, integers)  # type: ignore[arg-type] - the mistake under test
 
 
 def test_residual_needs_equal_shapes() -> None:
