@@ -1,0 +1,1 @@
+"""The CPU room: kernels in Numba with explicit vectors."""

@@ -1,0 +1,199 @@
+"""The vector vocabulary: what a SIMD unit can do, as functions that emit LLVM IR.
+
+An address is an int64 in bytes; nothing here checks one. A `Vectors` knows the type in which values are computed and
+how many a register holds; its methods append instructions to an LLVM builder and return SSA values. LLVM legalises any
+number of lanes on any target, so one source serves AVX-512, AVX2, SSE and NEON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+
+from npdwconv.kernels.cpu.machine import machine
+
+Value = Any  # an SSA value of llvmlite
+
+I1, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 16, 32, 64))
+FAST = ("contract", "nsz")  # nothing that reorders a sum or assumes that no NaN comes
+
+# storage dtype -> (LLVM type in memory, bytes, dtype in which it is computed)
+STORED = {
+    "float32": (ir.FloatType(), 4, "float32"),
+    "float64": (ir.DoubleType(), 8, "float64"),
+    "float16": (ir.HalfType(), 2, "float32"),
+    "bfloat16": (I16, 2, "float32"),
+}
+
+
+def int64(value: int) -> Value:
+    """A constant index or number of bytes."""
+    return ir.Constant(I64, value)
+
+
+class Vectors:
+    """Instructions on vectors of ``dtype`` (float32 or float64)."""
+
+    def __init__(self, builder: Any, dtype: str, lanes: int | None = None) -> None:
+        self.builder, self.dtype = builder, dtype
+        self.scalar, self.bytes, _ = STORED[dtype]
+        self.lanes = lanes or machine().lanes(self.bytes)
+        self.type = ir.VectorType(self.scalar, self.lanes)
+        self.bits = ir.VectorType(ir.IntType(8 * self.bytes), self.lanes)
+        self.mask = ir.VectorType(I1, self.lanes)
+
+    # addresses
+
+    def at(self, address: Value, *offsets: Value) -> Value:
+        """The address that many bytes further on."""
+        for offset in offsets:
+            address = self.builder.add(address, int64(offset) if isinstance(offset, int) else offset)
+        return address
+
+    def index(self, offset: Value, step: int) -> Value:
+        """``offset`` items of ``step`` bytes, in bytes."""
+        return self.builder.mul(offset, int64(step))
+
+    # values
+
+    def constant(self, value: float) -> Value:
+        """The same value in every lane."""
+        return ir.Constant(self.type, [value] * self.lanes)
+
+    def zero(self) -> Value:
+        return ir.Constant(self.type, None)
+
+    def splat(self, scalar: Value) -> Value:
+        """A scalar in every lane."""
+        b = self.builder
+        one = b.insert_element(ir.Constant(ir.VectorType(scalar.type, self.lanes), ir.Undefined), scalar, I32(0))
+        return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
+
+    def fma(self, a: Value, b: Value, c: Value, mask: Value | None = None) -> Value:
+        """a·b + c with one rounding; ``c`` in the lanes that ``mask`` leaves out, whatever a and b hold there."""
+        product = self._call(f"llvm.fma.{self._suffix()}", self.type, [a, b, c])
+        return product if mask is None else self.builder.select(mask, product, c)
+
+    # memory
+
+    def load(self, address: Value, stored: str = "", mask: Value | None = None) -> Value:
+        """Consecutive values of dtype ``stored``, widened; zero in the lanes that ``mask`` leaves out, never read."""
+        element, _, _ = STORED[stored or self.dtype]
+        raw = ir.VectorType(element, self.lanes)
+        pointer = self.builder.inttoptr(address, raw.as_pointer())
+        if mask is None:
+            value = self.builder.load(pointer, align=1)
+        else:
+            name = f"llvm.masked.load.v{self.lanes}{_short(element)}.p0"
+            value = self._call(name, raw, [pointer, I32(1), mask, ir.Constant(raw, None)])
+        return self._widen(value, stored)
+
+    def load_scalar(self, address: Value, stored: str = "") -> Value:
+        """One value, widened."""
+        element, _, _ = STORED[stored or self.dtype]
+        value = self.builder.load(self.builder.inttoptr(address, element.as_pointer()), align=1)
+        return self._widen(value, stored)
+
+    def store(self, value: Value, address: Value, stored: str = "", mask: Value | None = None) -> None:
+        """Write consecutive values, rounded once to ``stored``; nothing in the lanes that ``mask`` leaves out."""
+        value = self._narrow(value, stored)
+        pointer = self.builder.inttoptr(address, value.type.as_pointer())
+        if mask is None:
+            self.builder.store(value, pointer, align=1)
+            return
+        name = f"llvm.masked.store.v{self.lanes}{_short(value.type.element)}.p0"
+        self._call(name, ir.VoidType(), [value, pointer, I32(1), mask])
+
+    def gather(self, address: Value, step: Value, stored: str = "", mask: Value | None = None) -> Value:
+        """Values ``step`` bytes apart, widened; lanes that ``mask`` leaves out are zero and never read."""
+        element, _, _ = STORED[stored or self.dtype]
+        raw, b = ir.VectorType(element, self.lanes), self.builder
+        wide = Vectors(b, "float64", self.lanes)
+        spread = b.mul(wide.splat(step), self.iota(I64))
+        places = b.inttoptr(b.add(wide.splat(address), spread), ir.VectorType(ir.PointerType(element), self.lanes))
+        every = ir.Constant(self.mask, [1] * self.lanes) if mask is None else mask
+        name = f"llvm.masked.gather.v{self.lanes}{_short(element)}.v{self.lanes}p0"
+        return self._widen(self._call(name, raw, [places, I32(1), every, ir.Constant(raw, None)]), stored)
+
+    # lanes
+
+    def iota(self, kind: Any = I64) -> Value:
+        """0, 1, 2, … in the lanes."""
+        return ir.Constant(ir.VectorType(kind, self.lanes), list(range(self.lanes)))
+
+    def between(self, low: Value, high: Value) -> Value:
+        """The mask of the lanes i with low ≤ i < high."""
+        b, iota = self.builder, self.iota(I32)
+        ends = [b.trunc(self._clamped(end), I32) for end in (low, high)]
+        first, last = (self.splat(end) for end in ends)
+        return b.and_(b.icmp_signed(">=", iota, first), b.icmp_signed("<", iota, last))
+
+    def everywhere(self, flag: Value) -> Value:
+        """The mask of all lanes or none."""
+        return self.splat(flag)
+
+    def shuffle(self, a: Value, b: Value, places: Sequence[int]) -> Value:
+        """Lanes of the concatenation of a and b."""
+        chosen = ir.Constant(ir.VectorType(I32, len(places)), list(places))
+        return self.builder.shuffle_vector(a, b, chosen)
+
+    def total(self, value: Value) -> Value:
+        """The sum of the lanes, halves added to halves: a fixed order."""
+        b, width = self.builder, self.lanes
+        while width > 1:
+            width //= 2
+            low = self.shuffle(value, value, range(width))
+            high = self.shuffle(value, value, range(width, 2 * width))
+            value = b.fadd(low, high)
+        return b.extract_element(value, I32(0))
+
+    # private
+
+    def _clamped(self, value: Value) -> Value:
+        b = self.builder
+        least = b.select(b.icmp_signed("<", value, int64(0)), int64(0), value)
+        return b.select(b.icmp_signed(">", least, int64(self.lanes)), int64(self.lanes), least)
+
+    def _suffix(self) -> str:
+        return f"v{self.lanes}{_short(self.scalar)}"
+
+    def _call(self, name: str, result: Any, operands: Sequence[Value]) -> Value:
+        kind = ir.FunctionType(result, [operand.type for operand in operands])
+        module = self.builder.module
+        function = module.globals.get(name) or ir.Function(module, kind, name)
+        return self.builder.call(function, operands)
+
+    def _widen(self, value: Value, stored: str) -> Value:
+        if not stored or stored == self.dtype:
+            return value
+        b, vector = self.builder, isinstance(value.type, ir.VectorType)
+        wide = ir.VectorType(self.scalar, value.type.count) if vector else self.scalar
+        if stored != "bfloat16":
+            return b.fpext(value, wide)
+        bits = ir.VectorType(I32, value.type.count) if vector else I32
+        sixteen = ir.Constant(bits, [16] * value.type.count) if vector else I32(16)
+        return b.bitcast(b.shl(b.zext(value, bits), sixteen), wide)
+
+    def _narrow(self, value: Value, stored: str) -> Value:
+        if not stored or stored == self.dtype:
+            return value
+        b, count = self.builder, self.lanes
+        if stored != "bfloat16":
+            return b.fptrunc(value, ir.VectorType(STORED[stored][0], count))
+        many = ir.VectorType(I32, count)
+
+        def each(number: int) -> Value:
+            return ir.Constant(many, [number] * count)
+
+        bits = b.bitcast(value, many)
+        odd = b.and_(b.lshr(bits, each(16)), each(1))
+        rounded = b.lshr(b.add(b.add(bits, odd), each(0x7FFF)), each(16))
+        quiet = b.or_(b.lshr(bits, each(16)), each(0x40))
+        nan = b.fcmp_unordered("uno", value, value)
+        return b.trunc(b.select(nan, quiet, rounded), ir.VectorType(I16, count))
+
+
+def _short(element: Any) -> str:
+    return {"float": "f32", "double": "f64", "half": "f16", "i16": "i16"}[str(element)]
