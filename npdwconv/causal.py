@@ -45,7 +45,7 @@ def _plan(
         return call, alone, None, history
     geometry = replace(alone.geometry, axes=(replace(alone.geometry.axes[0], size=history.shape[2], low=0),))
     joined = _dense(history, call.layout, history.dtype)
-    return call, replace(alone, x=joined, geometry=geometry), before, history
+    return call, alone._replace(x=joined, geometry=geometry), before, history
 
 
 def causal_depthwise_conv1d(
@@ -139,7 +139,7 @@ def causal_depthwise_conv1d_backward(
         if carried is not None:
             call.require("grad_next_state", carried, (*history.shape[:2], taps - 1), "(N, C, S − 1) in both layouts")
     inner = (wanted - {"state"}) | ({"x"} if "state" in wanted and before is not None else set())
-    grads = backward(run, replace(plan, x=plan.x.astype(accumulator(plan.x.dtype), copy=False)), grad_out, inner)
+    grads = backward(run, plan._replace(x=plan.x.astype(accumulator(plan.x.dtype), copy=False)), grad_out, inner)
     if grads.x is None:
         return CausalGrads(None, grads.weight, grads.bias, None)
     joined = channels_second(grads.x, call.layout)

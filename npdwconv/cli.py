@@ -1,4 +1,4 @@
-"""Command line: ``npdwconv demo | cost | info``. Parses, calls, prints; the work is done in the rooms below.
+"""Command line: ``npdwconv demo | bench | cost | info``. Parses, calls, prints; the work is done in the rooms below.
 
 Exit codes: 0 success, 1 a check that failed, 2 a wrong call; 130 interrupted, 141 when the output's reader is gone.
 """
@@ -8,16 +8,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from npdwconv import demo, info
+from npdwconv.bench import plot, report, run
+from npdwconv.bench.families import FAMILIES
+from npdwconv.bench.measure import PEERS, Settings
 from npdwconv.console import count, table
 from npdwconv.cost import KINDS, Cost, cost
-from npdwconv.errors import OptionError, ShapeError
+from npdwconv.dispatch import BACKENDS, require_usable
+from npdwconv.errors import BackendUnavailableError, OptionError, ShapeError
 from npdwconv.layouts import LAYOUTS
+from npdwconv.options import integer
+from npdwconv.threads import usable_cores
 
 __all__ = ["main"]
 
@@ -44,7 +51,7 @@ def _run(argv: Sequence[str] | None) -> int:
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
-    except (OptionError, ShapeError, demo.MissingExtraError) as error:
+    except (BackendUnavailableError, OptionError, ShapeError, demo.MissingExtraError) as error:
         print(f"npdwconv {args.command}: {error}", file=sys.stderr)
         return WRONG_CALL
 
@@ -57,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"npdwconv {version}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_bench(commands)
     _add_cost(commands)
     _add_info(commands)
     return parser
@@ -77,6 +85,22 @@ def _add_demo(commands: Any) -> None:
     )
     parser.add_argument("--top", metavar="N", type=int, default=5, help="classes to name (default: %(default)s)")
     parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="(default: %(default)s)")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = _command(commands, "bench", _bench, "published shapes beside the frameworks that are installed")
+    parser.add_argument("--family", choices=FAMILIES, action="append", default=[], help="only this one; repeatable")
+    parser.add_argument("--peer", choices=PEERS, action="append", help="only beside this one; repeatable")
+    parser.add_argument(
+        "--match", metavar="TEXT", default="", help="only cases with TEXT in their names: n1-c32-112x112"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few cases a family, fewer and shorter rounds")
+    parser.add_argument("--rounds", metavar="N", type=int, help="turns that everyone has (default: 7; quick: 3)")
+    parser.add_argument("--threads", metavar="N", type=int, help="of every participant (default: the cores)")
+    parser.add_argument("--backend", choices=BACKENDS, help="of ours (default: what a call takes)")
+    parser.add_argument("--no-compile-times", dest="compile_times", action="store_false")
+    parser.add_argument("--plot", metavar="FILE", help="draw roofline and ratios to this PNG file")
+    parser.add_argument("--markdown", metavar="FILE", help="write the tables to this page, between its markers")
 
 
 def _add_cost(commands: Any) -> None:
@@ -116,6 +140,46 @@ def _demo(args: argparse.Namespace) -> int:
     )
     print(_json(result.as_dict()) if args.json else demo.describe(result))
     return SUCCESS
+
+
+def _bench(args: argparse.Namespace) -> int:
+    if args.backend is not None:
+        require_usable(args.backend)
+    if args.plot is not None:
+        plot.check(args.plot)
+    chosen = run.choose(args.family, args.match, args.quick)
+    settings = _bench_settings(args)
+    found = run.run(
+        chosen,
+        settings,
+        families=args.family,
+        peers=args.peer,
+        compile_times=args.compile_times,
+        tell=_tell,
+    )
+    print(_json(found.as_dict()) if args.json else report.describe(found))
+    if args.plot is not None:
+        plot.draw(found, args.plot)
+    if args.markdown is not None:
+        report.write(found, args.markdown)
+    return FAILED if found.wrong else SUCCESS
+
+
+def _bench_settings(args: argparse.Namespace) -> Settings:
+    rounds = 3 if args.quick else 7
+    return Settings(
+        threads=integer("threads", usable_cores() if args.threads is None else args.threads, least=1),
+        rounds=integer("rounds", rounds if args.rounds is None else args.rounds, least=1),
+        seconds=0.02 if args.quick else 0.05,
+        warm=0.01 if args.quick else 0.02,
+        backend=args.backend,
+    )
+
+
+def _tell(text: str) -> None:
+    """One line of progress on a terminal's standard error, each in the place of the one before."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}", end="", file=sys.stderr, flush=True)
 
 
 def _cost(args: argparse.Namespace) -> int:

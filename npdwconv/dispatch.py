@@ -11,6 +11,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from npdwconv.errors import BackendUnavailableError, OptionError
 from npdwconv.options import one_of
 
@@ -39,6 +41,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 _VARIABLE = "NPDWCONV_BACKEND"
+_kernels: dict[tuple[str | None, ...], Kernel] = {}  # what was chosen for host arrays, by all that a choice depends on
 _context: ContextVar[str | None] = ContextVar("npdwconv_backend", default=None)
 
 
@@ -103,7 +106,17 @@ def explain_backend(x: Any = None, *, backend: str | None = None) -> BackendChoi
 
 def kernel(operator: str, operation: str, backend: str | None, *operands: Any) -> Kernel:
     """The kernel of ``operation`` on the backend that a call of ``operator`` takes."""
-    x = next(filter(on_device, operands), None)
+    x = next((o for o in operands if type(o) is not np.ndarray and on_device(o)), None)
+    if x is not None or not isinstance(backend, str | None):
+        return _chosen(operator, operation, backend, x)
+    key = (operation, backend, _context.get(), os.environ.get(_VARIABLE))
+    found = _kernels.get(key)
+    if found is None:
+        found = _kernels[key] = _chosen(operator, operation, backend, x)
+    return found
+
+
+def _chosen(operator: str, operation: str, backend: str | None, x: Any) -> Kernel:
     room, backends = TABLE[operation]
     try:
         choice = explain_backend(x, backend=backend)
@@ -114,7 +127,8 @@ def kernel(operator: str, operation: str, backend: str | None, *operands: Any) -
             )
     except (OptionError, BackendUnavailableError) as error:
         raise type(error)(f"{operator}: {error}") from None
-    return _load(operation, f"{ROOMS[choice.backend]}.{room}")
+    loaded: Kernel = getattr(import_module(f"{ROOMS[choice.backend]}.{room}"), operation)
+    return loaded
 
 
 def backend_status() -> dict[str, str | None]:
@@ -139,8 +153,16 @@ def unusable(name: str) -> str | None:
     """Why backend ``name`` cannot be used here, or None."""
     if not any(name in backends for _, backends in TABLE.values()):
         return "this version of npdwconv has no kernels for it"
-    if name == "numba" and find_spec("numba") is None:
+    return _numba_missing() if name == "numba" else None
+
+
+@cache
+def _numba_missing() -> str | None:
+    if find_spec("numba") is None:
         return "the package numba is not installed (pip install numba)"
+    disabled = os.environ.get("NUMBA_DISABLE_JIT", "0")
+    if disabled not in ("", "0"):
+        return f"NUMBA_DISABLE_JIT={disabled} is set, and its kernels exist as compiled code only (unset it)"
     return None
 
 
@@ -151,9 +173,3 @@ def on_device(x: Any) -> bool:
     if not hasattr(x, "__dlpack_device__"):
         return False
     return int(x.__dlpack_device__()[0]) in (2, 13)  # kDLCUDA and kDLCUDAManaged of dlpack.h
-
-
-@cache
-def _load(operation: str, module: str) -> Kernel:
-    loaded: Kernel = getattr(import_module(module), operation)
-    return loaded

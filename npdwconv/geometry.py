@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import product
 
 from npdwconv.errors import OptionError, ShapeError
@@ -61,6 +62,13 @@ class ConvGeometry:
 
     axes: tuple[Axis, ...]
     padding_mode: str = "zeros"
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.axes, self.padding_mode))
 
     @property
     def size(self) -> tuple[int, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,9 @@ from npdwconv.precision import accumulator
 
 Needs = str | Iterable[str]
 NEEDS = ("x", "weight", "bias")
+
+_PLAIN = (int, str, type(None))
+_MOST_REMEMBERED = 4096
 
 
 class Grads(NamedTuple):
@@ -37,8 +39,7 @@ class BackwardKernels(NamedTuple):
     bias: Kernel
 
 
-@dataclass(frozen=True)
-class ConvOptions:
+class ConvOptions(NamedTuple):
     """What a caller passes beside the arrays, unchecked."""
 
     stride: Any = 1
@@ -61,8 +62,15 @@ class ConvOptions:
         return transpose_geometry(size, kernel, stride, dilation, padding, extra)
 
 
-@dataclass(frozen=True)
-class DepthwisePlan:
+class Settled(NamedTuple):
+    """What of a plan does not depend on the arrays' contents."""
+
+    geometry: ConvGeometry
+    activation: Activation | None
+    shape: tuple[int, ...]
+
+
+class DepthwisePlan(NamedTuple):
     """A checked depthwise call: operands (weight as (C·M, *kernel)), geometry, and the shape of its result."""
 
     call: Call
@@ -72,6 +80,9 @@ class DepthwisePlan:
     geometry: ConvGeometry
     activation: Activation | None
     shape: tuple[int, ...]
+
+
+_settled: dict[Any, Settled] = {}  # checks cost more than a small convolution: what passed them once is remembered
 
 
 def open_call(name: str, layout: Any) -> Call:
@@ -91,6 +102,52 @@ def depthwise_plan(
     name: str, rank: int, x: Any, weight: Any, bias: Any, options: ConvOptions, *, stage: str = ""
 ) -> DepthwisePlan:
     """Check a depthwise or transposed depthwise call and plan it; ``stage`` precedes its operands' names."""
+    key = recall_key(name, (x, weight, bias), options[:-1])
+    known = None if key is None else _settled.get(key)
+    if known is not None:
+        operands = {"x": x, f"{stage}weight": weight}
+        if bias is not None:
+            operands[f"{stage}bias"] = bias
+        return DepthwisePlan(Call(name, options.layout, operands), x, weight[:, 0], bias, *known)
+    plan = _checked_plan(name, rank, x, weight, bias, options, stage)
+    if key is not None:
+        remember(_settled, key, Settled(plan.geometry, plan.activation, plan.shape))
+    return plan
+
+
+def recall_key(name: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    """What a checked call depends on beside its arrays' contents; None where a check might depend on more.
+
+    Only NumPy's own arrays and plain ints, strings and tuples of them count: ``True == 1``, but only one is a stride.
+    """
+    if not all(map(_is_plain, options)):
+        return None
+    parts: list[Any] = [name, options]
+    for array in arrays:
+        if array is None:
+            parts.append(None)
+        elif type(array) is np.ndarray:
+            parts.append((array.shape, array.dtype))
+        else:
+            return None
+    return tuple(parts)
+
+
+def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep ``value``, forgetting everything when there are too many."""
+    if len(memory) >= _MOST_REMEMBERED:
+        memory.clear()
+    memory[key] = value
+
+
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    return kind in _PLAIN or (kind is tuple and all(map(_is_plain, value)))
+
+
+def _checked_plan(
+    name: str, rank: int, x: Any, weight: Any, bias: Any, options: ConvOptions, stage: str
+) -> DepthwisePlan:
     call = open_call(name, options.layout)
     with call.explained():
         xs = call.activations("x", x, rank)
@@ -110,10 +167,14 @@ def depthwise_plan(
 
 def forward(run: Kernel, plan: DepthwisePlan, out: Any) -> Array:
     """Run a planned forward operation into ``out`` or a new array."""
-    with plan.call.explained():
-        result = plan.call.result(out, plan.shape)
+    result = np.empty(plan.shape, plan.x.dtype) if out is None else _given(plan, out)
     run(plan.x, plan.weight, plan.bias, result, plan.geometry, plan.call.layout, plan.activation)
     return result
+
+
+def _given(plan: DepthwisePlan, out: Any) -> Array:
+    with plan.call.explained():
+        return plan.call.result(out, plan.shape)
 
 
 def backward_kernels(operator: str, family: str, backend: str | None, *operands: Any) -> BackwardKernels:

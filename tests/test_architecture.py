@@ -26,6 +26,7 @@ FLOORS = (
     ("depthwise", "transpose", "pointwise", "separable", "tokens", "causal", "folding"),
     ("layers", "picture"),
     ("models", "trace"),
+    ("bench",),
     ("demo",),
     ("cli",),
     ("__main__",),

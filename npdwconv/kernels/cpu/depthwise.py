@@ -1,37 +1,137 @@
-from npdwconv.kernels.cpu.engine import Kernel
-from npdwconv.kernels.cpu.tiles import start,row_inner,row_edge,finish
+"""Numba kernels for depthwise convolution and its transpose: arrays and ints, no validation.
 
-def _pixels(task, item):
-    blocks = task.row_blocks
-    n = item // blocks
-    b = item % blocks
-    rows = task.batch_rows
-    p0 = b * task.block_rows
-    p1 = min(p0 + task.block_rows, task.out_h)
-    size = task.size
-    lanes = task.lanes
-    for group in range(0, task.channels, task.group):
-        last = min(group + task.group, task.channels)
-        for p in range(p0, p1):
-            top = p * task.stride_h - task.low_h
-            r0 = (max(-top, 0) + task.dilation_h - 1) // task.dilation_h
-            r1 = min((task.height - 1 - top) // task.dilation_h + 1, task.kernel_h)
-            for q in range(0, task.out_w, task.pixels):
-                left_col = q * task.stride_w - task.low_w
-                reach = left_col + (task.pixels - 1) * task.stride_w + (task.kernel_w - 1) * task.dilation_w
-                inner = left_col >= 0 and reach < task.width
-                count = min(task.out_w - q, task.pixels)
-                xq = task.x + ((n * task.height + top) * task.x_row + left_col * task.x_pixel) * size
-                oq = task.out + ((n * task.out_h + p) * task.out_row + q * task.out_pixel) * size
-                for c in range(group, last, lanes):
-                    left = last - c
-                    sums = start(task, task.bias_at + c * size, left)
-                    for r in range(r0, r1):
-                        x = xq + (r * task.dilation_h * task.x_row + c) * size
-                        w = task.weight + (r * task.kernel_w * task.weight_tap + c) * size
-                        if inner:
-                            sums = row_inner(task, sums, x, w, left, 0, 0)
-                        else:
-                            sums = row_edge(task, sums, x, w, left, -left_col, task.width - left_col)
-                    finish(task, sums, oq + c * size, left, count)
-pixels = Kernel(_pixels)
+Everything is dense correlations (`phases`): a forward is one, an adjoint several, and either may end in an activation or
+in the product with an activation's derivative. `channels_first` and `channels_last` run them; `weight_gradient` has the
+adjoint in the weight.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from npdwconv.activations import Activation
+from npdwconv.geometry import ConvGeometry
+from npdwconv.kernels.cpu import channels_first, channels_last, phases
+from npdwconv.kernels.cpu.arrays import deliver, plain, target
+from npdwconv.kernels.cpu.weight_gradient import correlate
+from npdwconv.kernels.reference import depthwise as reference
+from npdwconv.kernels.reference.borders import pad_bwd, pad_fwd
+from npdwconv.layouts import Array
+from npdwconv.precision import accumulator
+
+_ROOMS = {"channels_first": channels_first, "channels_last": channels_last}
+_FIRST_AXIS = {"channels_first": 2, "channels_last": 1}
+
+_forward, _adjoint = lru_cache(phases.forward), lru_cache(phases.adjoint)
+
+
+def _gather(
+    source: Array,
+    weight: Array,
+    bias: Array | None,
+    out: Array,
+    passes: tuple[phases.Sweeps, ...],
+    layout: str,
+    activation: Activation | None = None,
+    other: Array | None = None,
+) -> None:
+    written, name = target(out), "" if activation is None else activation.name
+    b, factor = None if bias is None else plain(bias), None if other is None else plain(other)
+    _ROOMS[layout].gather(plain(source), plain(weight), b, written, passes, name, factor)
+    deliver(written, out)
+
+
+def depthwise_fwd(
+    x: Array, weight: Array, bias: Array | None, out: Array, g: ConvGeometry, layout: str, activation: Activation | None
+) -> None:
+    """out[n,cM+m,o] = activation(Σ_t w[cM+m,t]·x[n,c,i] + b[cM+m])."""
+    if not (x.size and out.size):
+        return reference.depthwise_fwd(x, weight, bias, out, g, layout, activation)
+    source, inner = pad_fwd(x, g, _FIRST_AXIS[layout])
+    _gather(source, weight, bias, out, _forward(inner), layout, activation)
+
+
+def depthwise_bwd_activation(
+    grad_out: Array,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    grad_z: Array,
+    g: ConvGeometry,
+    layout: str,
+    activation: Activation,
+) -> None:
+    """grad_z = grad_out · activation′(z), with z recomputed."""
+    if not (x.size and grad_z.size):
+        return reference.depthwise_bwd_activation(grad_out, x, weight, bias, grad_z, g, layout, activation)
+    source, inner = pad_fwd(x, g, _FIRST_AXIS[layout])
+    _gather(source, weight, bias, grad_z, _forward(inner), layout, activation, grad_out)
+
+
+def depthwise_bwd_input(grad_z: Array, weight: Array, grad_x: Array, g: ConvGeometry, layout: str) -> None:
+    """grad_x[n,c,i] = Σ_m,t w[cM+m,t]·grad_z[n,cM+m,o], over the o for which tap t reads i."""
+    if not (grad_z.size and grad_x.size):
+        return reference.depthwise_bwd_input(grad_z, weight, grad_x, g, layout)
+    if not g.copies_border:
+        return _gather(grad_z, weight, None, grad_x, _adjoint(g), layout)
+    first, inner, shape = _FIRST_AXIS[layout], g.inside(), list(grad_x.shape)
+    shape[first : first + len(g.axes)] = inner.size
+    padded = np.empty(shape, dtype=accumulator(grad_x.dtype))
+    _gather(grad_z, weight, None, padded, _adjoint(inner), layout)
+    with np.errstate(all="ignore"):
+        grad_x[...] = pad_bwd(padded, g, first)
+
+
+def depthwise_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> None:
+    """grad_w[cM+m,t] = Σ_n,o grad_z[n,cM+m,o]·x[n,c,i]."""
+    if not (x.size and grad_z.size):
+        return reference.depthwise_bwd_weight(grad_z, x, grad_weight, g, layout)
+    source, inner = pad_fwd(x, g, _FIRST_AXIS[layout])
+    _correlate(grad_z, source, grad_weight, inner, layout)
+
+
+def transpose_fwd(
+    x: Array, weight: Array, bias: Array | None, out: Array, g: ConvGeometry, layout: str, activation: Activation | None
+) -> None:
+    """out[n,cM+m,i] = activation(Σ_t w[cM+m,t]·x[n,c,o] + b[cM+m]), over the o for which tap t reads i."""
+    if not (x.size and out.size):
+        return reference.transpose_fwd(x, weight, bias, out, g, layout, activation)
+    _gather(x, weight, bias, out, _adjoint(g), layout, activation)
+
+
+def transpose_bwd_activation(
+    grad_out: Array,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    grad_z: Array,
+    g: ConvGeometry,
+    layout: str,
+    activation: Activation,
+) -> None:
+    """grad_z = grad_out · activation′(z), with z recomputed."""
+    if not (x.size and grad_z.size):
+        return reference.transpose_bwd_activation(grad_out, x, weight, bias, grad_z, g, layout, activation)
+    _gather(x, weight, bias, grad_z, _adjoint(g), layout, activation, grad_out)
+
+
+def transpose_bwd_input(grad_z: Array, weight: Array, grad_x: Array, g: ConvGeometry, layout: str) -> None:
+    """grad_x[n,c,o] = Σ_m,t w[cM+m,t]·grad_z[n,cM+m,i]."""
+    if not (grad_z.size and grad_x.size):
+        return reference.transpose_bwd_input(grad_z, weight, grad_x, g, layout)
+    _gather(grad_z, weight, None, grad_x, _forward(g), layout)
+
+
+def transpose_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> None:
+    """grad_w[cM+m,t] = Σ_n,o x[n,c,o]·grad_z[n,cM+m,i]."""
+    if not (x.size and grad_z.size):
+        return reference.transpose_bwd_weight(grad_z, x, grad_weight, g, layout)
+    _correlate(x, grad_z, grad_weight, g, layout)
+
+
+def _correlate(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> None:
+    written = target(grad_weight)
+    correlate(plain(z), plain(x), written, g, layout)
+    deliver(written, grad_weight)

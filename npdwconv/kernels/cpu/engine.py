@@ -1,64 +1,147 @@
-"""Compiling kernels for their specs, and launching them: one parallel driver and its serial twin for all.
+"""Compiling kernels for their specs, keeping them on disk, and launching them.
 
-A compiled kernel is an address. The drivers call it for every work item; they are the only functions that know about
-threads, and the only parallel code that is ever compiled.
+A compiled kernel is an address: a C function of a block of numbers and an item. The drivers call it for every item;
+they alone know about threads, so nothing parallel is ever compiled by Numba.
 """
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
+import inspect
+import os
+import struct
 import threading
+import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import llvmlite
+import llvmlite.binding as llvm
+import numba
 import numpy as np
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.core.cgutils import get_or_insert_function
-from numba.extending import intrinsic
+from numba import njit, types
+from numba.core import config
+from numba.core.registry import cpu_target
+from numba.core.runtime import nrt
 
-from npdwconv.kernels.cpu.simd import I32, I64
-from npdwconv.kernels.cpu.spec import Fixed, Spec, TaskType
-from npdwconv.kernels.cpu.threading import region, threads_for
+from npdwconv.kernels.cpu import drivers, store
+from npdwconv.kernels.cpu.spec import Fixed, Spec, TaskType, sources
+from npdwconv.kernels.cpu.threading import enter, leave, threads_for
 from npdwconv.layouts import Array
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
 
 
-def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """``function`` for Numba, kept on disk where some directory for it can be written."""
-    try:
-        return njit(cache=True, **OPTIONS, **options)(function)
-    except RuntimeError:  # no directory to keep it in
-        return njit(**OPTIONS, **options)(function)
+class Compiled(NamedTuple):
+    """What a watcher is told of: a kernel was compiled, and how long that took."""
+
+    kernel: str
+    seconds: float
+
+
+# called with a kernel's name before it is compiled, and with `Compiled` after
+watchers: list[Callable[[str | Compiled], None]] = []
+
+# One compilation at a time. A fork waits for it, for in a child the thread that would free Numba's locks is not there.
+_lock = threading.RLock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """``function`` for kernels to call."""
+    return njit(**OPTIONS)(function)
 
 
 class Kernel:
-    """A function of ``(task, item)`` in Numba, compiled once for each spec; `entry` is where its machine code begins."""
+    """A function of ``(task, item)``, compiled by Numba once for each spec and kept on disk."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.dispatcher = compiled(function)
-        self._entries: dict[Spec, tuple[int, Any]] = {}
-        self._lock = threading.Lock()
+        self.function = function
+        self.name = f"{function.__module__.rpartition('.')[2]}.{function.__name__.lstrip('_')}"
+        self._entries: dict[Spec, int] = {}
+
+    @cached_property
+    def dispatcher(self) -> Any:
+        """The function for Numba, without parts that only calls from Python need."""
+        return njit(**OPTIONS | {"no_cpython_wrapper": True})(self.function)
 
     def entry(self, spec: Spec) -> int:
         """The address of the code for ``spec``: a C function of (block, item)."""
         found = self._entries.get(spec)
         if found is None:
-            with self._lock:
-                found = self._entries.get(spec) or self._build(spec)
+            with _lock:
+                found = self._entries.get(spec) or self._find(spec)
                 self._entries[spec] = found
-        return found[0]
+        return found
 
-    def _build(self, spec: Spec) -> tuple[int, Any]:
+    def assembly(self, spec: Spec) -> str:
+        """The code for ``spec`` in the machine's assembly language."""
+        with _lock:
+            return str(self._compile(spec).library.get_asm_str())
+
+    def _find(self, spec: Spec) -> int:
+        key = f"{spec.text()};{_origin(self.function)};{_toolchain()}"
+        code = store.load(self.name, sources(), key)
+        if code is None or not _callable(code):
+            code = self._build(spec)
+            store.save(self.name, sources(), key, code)
+        return drivers.loaded(code.machine, code.entry)
+
+    def _build(self, spec: Spec) -> store.Code:
+        _tell(self.name)
+        began = time.perf_counter()
+        result = self._compile(spec)
+        machine = result.library.serialize_using_object_code()[2][0]
+        code = store.Code(result.fndesc.llvm_cfunc_wrapper_name, _calls(result.library), machine)
+        _tell(Compiled(self.name, time.perf_counter() - began))
+        return code
+
+    def _compile(self, spec: Spec) -> Any:
         signature = (TaskType(spec), types.int64)
-        result = self._overload(self.dispatcher, signature) or self._overload(njit(**OPTIONS)(self.dispatcher.py_func), signature)
-        return result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name), result
+        self.dispatcher.compile(signature)
+        return self.dispatcher.overloads[signature]
 
-    @staticmethod
-    def _overload(dispatcher: Any, signature: tuple[Any, ...]) -> Any:
-        """The compiled form; None where the cache gave another's, which two processes filling it at once can cause."""
-        dispatcher.compile(signature)
-        return dispatcher.overloads.get(signature)
+
+def _tell(news: str | Compiled) -> None:
+    for watcher in watchers:
+        watcher(news)
+
+
+def _calls(library: Any) -> tuple[str, ...]:
+    """The functions outside the library that its code calls."""
+    module = llvm.parse_assembly(library.get_llvm_str())
+    outside = [*module.functions, *module.global_variables]
+    return tuple(f.name for f in outside if f.is_declaration and not f.name.startswith("llvm."))
+
+
+def _callable(code: store.Code) -> bool:
+    """Whether this process has every function that the code calls; LLVM would end it for one that is missing."""
+    if not all(map(llvm.address_of_symbol, code.calls)):
+        nrt.rtsys.initialize(cpu_target.target_context)  # Numba's runtime, which the code for errors calls
+    return all(map(llvm.address_of_symbol, code.calls))
+
+
+@cache
+def _toolchain() -> str:
+    """What compiles: versions, settings, and the processor."""
+    processor = cpu_target.target_context.codegen().magic_tuple()
+    effort = vars(config).get("OPT")  # what NUMBA_OPT said
+    return f"{numba.__version__};{llvmlite.__version__};{effort};{processor}"
+
+
+def _origin(function: Callable[..., Any]) -> str:
+    """The function and the file that it stands in."""
+    path = inspect.getfile(function)
+    return f"{function.__module__}.{function.__qualname__}:{_file_digest(path)}"
+
+
+@cache
+def _file_digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 class Launch:
@@ -81,65 +164,37 @@ class Launch:
     ) -> None:
         self.spec = Spec((*pointers, *numbers), tuple(fixed.items()))
         self.items, self.work = items, work
-        self._template = np.array([*(0 for _ in pointers), *numbers.values()], dtype=np.int64)
+        self._addresses = struct.Struct(f"{len(pointers)}q").pack
+        self._numbers = struct.pack(f"{len(numbers)}q", *numbers.values())
         self._entry = kernel.entry(self.spec) if items else 0
 
     def __call__(self, *arrays: Array | None) -> None:
         """Run over these arrays, which must be as the numbers say: nothing here is checked."""
         if not self.items:
             return
-        block = self._template.copy()
-        for place, array in enumerate(arrays):
-            if array is not None:
-                block[place] = array.ctypes.data
+        block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self._numbers
         count = threads_for(self.items, self.work)
-        if count > 1:
-            with region():
-                parallel(self._entry, block, self.items, count)
-        else:
-            serial(self._entry, block, self.items)
+        if count == 1 or not enter():
+            drivers.serial()(self._entry, block, self.items)
+            return
+        try:
+            drivers.parallel()(self._entry, block, self.items, count)
+        finally:
+            leave()
 
 
-@intrinsic
-def _invoke(typing: Any, entry: Any, block: Any, item: Any) -> Any:
-    """Call the kernel at ``entry``."""
+def _data_offset() -> int:
+    """Where an array object holds the address of its data: right behind the object's head (NumPy's ndarraytypes.h).
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address, task, number = arguments
-        kind = ir.FunctionType(ir.IntType(8).as_pointer(), [I64.as_pointer(), I64])
-        function = builder.inttoptr(address, kind.as_pointer())
-        builder.call(function, [builder.inttoptr(task, I64.as_pointer()), number])
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, types.int64), generate
+    0 where that is not so; then addresses are asked of NumPy, which takes a microsecond for each.
+    """
+    probe, head = np.empty(1), object.__basicsize__
+    return head if ctypes.c_int64.from_address(id(probe) + head).value == probe.ctypes.data else 0
 
 
-@intrinsic
-def _exchange_threads(typing: Any, count: Any) -> Any:
-    """Let the next parallel region of this thread have ``count`` threads; what it would have had before."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        module = builder.module
-        get = get_or_insert_function(module, ir.FunctionType(I64, []), "get_num_threads")  # C ints, as Numba declares
-        put = get_or_insert_function(module, ir.FunctionType(ir.VoidType(), [I64]), "set_num_threads")
-        before = builder.call(get, [])
-        builder.call(put, arguments)
-        return builder.sext(builder.trunc(before, I32), I64)
-
-    return types.int64(types.int64), generate
+_OFFSET = _data_offset()
 
 
-def _serial(entry, block, items):  # type: ignore[no-untyped-def] - compiled by Numba
-    for item in range(items):
-        _invoke(entry, block.ctypes.data, item)
-
-
-def _parallel(entry, block, items, count):  # type: ignore[no-untyped-def] - compiled by Numba
-    before = _exchange_threads(count)
-    address = block.ctypes.data
-    for item in prange(items):
-        _invoke(entry, address, item)
-    _exchange_threads(before)
-
-
-serial, parallel = compiled(_serial), compiled(_parallel, parallel=True)
+def _data(array: Array) -> int:
+    """The address of an array's first element."""
+    return ctypes.c_int64.from_address(id(array) + _OFFSET).value if _OFFSET else int(array.ctypes.data)

@@ -108,14 +108,27 @@ class Vectors:
 
     def gather(self, address: Value, step: Value, stored: str = "", mask: Value | None = None) -> Value:
         """Values ``step`` bytes apart, widened; lanes that ``mask`` leaves out are zero and never read."""
+        return self.collect(address, self.builder.mul(self.splat(step), self.iota(I64)), stored, mask)
+
+    def collect(self, address: Value, offsets: Value, stored: str = "", mask: Value | None = None) -> Value:
+        """Values at ``address`` plus a vector of int64 ``offsets`` in bytes, widened; masked as in `gather`."""
         element, _, _ = STORED[stored or self.dtype]
         raw, b = ir.VectorType(element, self.lanes), self.builder
-        wide = Vectors(b, "float64", self.lanes)
-        spread = b.mul(wide.splat(step), self.iota(I64))
-        places = b.inttoptr(b.add(wide.splat(address), spread), ir.VectorType(ir.PointerType(element), self.lanes))
+        kind = ir.VectorType(ir.PointerType(element), self.lanes)
+        places = b.inttoptr(b.add(self.splat(address), offsets), kind)
         every = ir.Constant(self.mask, [1] * self.lanes) if mask is None else mask
         name = f"llvm.masked.gather.v{self.lanes}{_short(element)}.v{self.lanes}p0"
         return self._widen(self._call(name, raw, [places, I32(1), every, ir.Constant(raw, None)]), stored)
+
+    def scatter(self, value: Value, address: Value, step: Value, stored: str = "", mask: Value | None = None) -> None:
+        """Write values ``step`` bytes apart, rounded once to ``stored``; nothing in the lanes that ``mask`` leaves out."""
+        value, b = self._narrow(value, stored), self.builder
+        element = value.type.element
+        offsets = b.mul(self.splat(step), self.iota(I64))
+        places = b.inttoptr(b.add(self.splat(address), offsets), ir.VectorType(ir.PointerType(element), self.lanes))
+        every = ir.Constant(self.mask, [1] * self.lanes) if mask is None else mask
+        name = f"llvm.masked.scatter.v{self.lanes}{_short(element)}.v{self.lanes}p0"
+        self._call(name, ir.VoidType(), [value, places, I32(1), every])
 
     # lanes
 

@@ -46,11 +46,11 @@ class Spec:
     def text(self) -> str:
         """What distinguishes it, for the cache on disk: its values, the machine, and the kernels' sources."""
         values = ",".join(f"{key}={value!r}" for key, value in self.fixed)
-        return f"{values};{','.join(self.fields)};{machine()};{_sources()}"
+        return f"{values};{','.join(self.fields)};{machine()};{sources()}"
 
 
 @cache
-def _sources() -> str:
+def sources() -> str:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(path.read_bytes())

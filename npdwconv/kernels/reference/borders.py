@@ -19,20 +19,23 @@ def _sources(axis: Axis, mode: str) -> Array:
     return reflected
 
 
-def pad_fwd(x: Array, g: ConvGeometry) -> tuple[Array, ConvGeometry]:
-    """padded[j] = x[source(j)] along every spatial axis, with the geometry inside it; as given for zero padding."""
+def pad_fwd(x: Array, g: ConvGeometry, first: int | None = None) -> tuple[Array, ConvGeometry]:
+    """padded[j] = x[source(j)] along every spatial axis, with the geometry inside it; as given for zero padding.
+
+    The spatial axes are the last ones, or those from ``first`` on.
+    """
     if not g.copies_border:
         return x, g
-    for place, axis in enumerate(g.axes, start=x.ndim - len(g.axes)):
+    for place, axis in enumerate(g.axes, start=x.ndim - len(g.axes) if first is None else first):
         x = np.take(x, _sources(axis, g.padding_mode), axis=place)
     return x, g.inside()
 
 
-def pad_bwd(grad_padded: Array, g: ConvGeometry) -> Array:
-    """grad_x[i] = Σ_j grad_padded[j] over the j with source(j) = i."""
+def pad_bwd(grad_padded: Array, g: ConvGeometry, first: int | None = None) -> Array:
+    """grad_x[i] = Σ_j grad_padded[j] over the j with source(j) = i; axes as in `pad_fwd`."""
     if not g.copies_border:
         return grad_padded
-    for place, axis in enumerate(g.axes, start=grad_padded.ndim - len(g.axes)):
+    for place, axis in enumerate(g.axes, start=grad_padded.ndim - len(g.axes) if first is None else first):
         rows = np.moveaxis(grad_padded, place, 0)
         total = np.zeros((axis.size, *rows.shape[1:]), dtype=rows.dtype)
         for index, source in enumerate(_sources(axis, g.padding_mode)):

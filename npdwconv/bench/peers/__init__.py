@@ -1,0 +1,1 @@
+"""Peers' room: one file a framework, imported only in the process that runs it."""

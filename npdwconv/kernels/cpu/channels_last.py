@@ -1,0 +1,293 @@
+"""Dense depthwise correlations in channels_last: lanes are channels.
+
+An item is an image, a block of rows and a block of channels. Rows of taps that lie above or below the image are left
+out of a tile's loop; columns beside it are masked: padding reads nothing, whatever the weights hold.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import gcd, prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npdwconv.kernels.cpu.engine import Kernel, Launch, compiled
+from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.phases import Sweep, Sweeps
+from npdwconv.kernels.cpu.pixels import finish, pack_taps, row_at_edge, row_inside, start
+from npdwconv.kernels.cpu.simd import STORED
+from npdwconv.layouts import Array
+from npdwconv.threads import get_num_threads
+
+POINTERS = ("x", "weight", "bias", "out", "other")
+WIDEST = 32  # taps of a row that are unrolled; beyond, and at rare strides and dilations, one tap at a time
+L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
+
+
+def _first_tap(low, dilation):  # type: ignore[no-untyped-def] - compiled by Numba
+    """The first tap whose source exists, ``low`` being how far before the image the window begins."""
+    return (max(low, 0) + dilation - 1) // dilation
+
+
+def _last_tap(low, size, taps, dilation):  # type: ignore[no-untyped-def] - compiled by Numba
+    """One past the last tap whose source exists."""
+    return min((size - 1 + low) // dilation + 1, taps)
+
+
+first_tap, last_tap = compiled(_first_tap), compiled(_last_tap)
+
+
+def _correlate(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+    strip_block = item % task.channel_blocks
+    rest = item // task.channel_blocks
+    row_block = rest % task.row_blocks
+    plane = rest // task.row_blocks
+    image, o = plane // task.out_d, plane % task.out_d
+    end = min((strip_block + 1) * task.block_channels, task.channels)
+    last_row = min((row_block + 1) * task.block_rows, task.out_h)
+    front = task.low_d - o * task.stride_d
+    t0, t1 = first_tap(front, task.dilation_d), last_tap(front, task.depth, task.kernel_d, task.dilation_d)
+    for strip in range(strip_block * task.block_channels, end, task.strip):
+        for p in range(row_block * task.block_rows, last_row):
+            above = task.low_h - p * task.stride_h
+            r0, r1 = first_tap(above, task.dilation_h), last_tap(above, task.height, task.kernel_h, task.dilation_h)
+            row = image * task.out_image + o * task.out_plane + p * task.out_row + task.out_start
+            for q in range(0, task.out_w, task.pixels):
+                before = task.low_w - q * task.stride_w
+                reach = (task.pixels - 1) * task.stride_w + (task.kernel_w - 1) * task.dilation_w - before
+                corner = image * task.x_image - front * task.x_plane - above * task.x_row - before * task.x_pixel
+                place = row + q * task.out_pixel
+                for c in range(strip, min(strip + task.strip, end), task.lanes):
+                    left = task.channels - c
+                    sums = start(task, task.bias + c * task.bias_size, left)
+                    for m in range(task.fold):
+                        source = task.x + (corner + c * task.fold // task.repeat + m) * task.x_size
+                        taps = task.weight + (m * task.weight_fold + c) * task.weight_size
+                        for t in range(t0, t1):
+                            for r in range(r0, r1):
+                                x = source + (t * task.dilation_d * task.x_plane + r * task.dilation_h * task.x_row) * task.x_size
+                                w = taps + (t * task.kernel_h + r) * task.kernel_w * task.weight_tap * task.weight_size
+                                for s in range(0, task.kernel_w, task.taps_w):
+                                    shift = s * task.dilation_w
+                                    xs = x + shift * task.x_pixel * task.x_size
+                                    ws = w + s * task.weight_tap * task.weight_size
+                                    if before <= 0 and reach < task.width:
+                                        sums = row_inside(task, sums, xs, ws, c, left, 0, 0)
+                                    else:
+                                        sums = row_at_edge(task, sums, xs, ws, c, left, before - shift, task.width + before - shift)
+                    finish(
+                        task,
+                        sums,
+                        task.out + (place + c) * task.out_size,
+                        task.other + (place + c) * task.other_size,
+                        left,
+                        min(task.out_w - q, task.pixels),
+                    )
+
+
+def _pack(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+    c = item * task.lanes
+    for m in range(task.fold):
+        for t in range(task.kernel_d):
+            for r in range(task.kernel_h):
+                for s in range(task.kernel_w):
+                    tap = task.weight_start + t * task.step_d + r * task.step_h + s * task.step_w
+                    source = (c * task.fold + m) * task.weight_taps + tap
+                    target = (((m * task.kernel_d + t) * task.kernel_h + r) * task.kernel_w + s) * task.channels + c
+                    pack_taps(
+                        task,
+                        task.weight + source * task.weight_size,
+                        task.packed + target * task.packed_size,
+                        task.channels - c,
+                    )
+
+
+correlate, pack = Kernel(_correlate), Kernel(_pack)
+
+
+class Dense(NamedTuple):
+    """The launches of one dense correlation: its weights packed to [fold][taps][channels], then the sums."""
+
+    packed: int
+    dtype: str
+    pack: Launch
+    run: Launch
+
+
+class Call(NamedTuple):
+    """What a correlation's launches depend on, apart from the arrays' addresses."""
+
+    source: tuple[int, ...]
+    result: tuple[int, ...]
+    kernel: tuple[int, ...]
+    passes: tuple[Sweeps, ...]
+    types: tuple[str, ...]  # stored types of x, weight, bias, out, other; "" where absent
+    activation: str
+    threads: int
+
+
+def gather(
+    source: Array,
+    weight: Array,
+    bias: Array | None,
+    out: Array,
+    passes: tuple[Sweeps, ...],
+    activation: str = "",
+    other: Array | None = None,
+) -> None:
+    """Run the dense correlations ``passes`` (N, *spatial, channels), which together write all of ``out``.
+
+    Output channel k reads input channel k // M where ``out`` has M times the channels of ``source``; where ``source``
+    has M times those of ``out``, result channel c sums the source's channels c·M, …, c·M + M − 1. With ``other`` the
+    result is ``other · activation′(z)``.
+    """
+    dtypes = (source.dtype, weight.dtype, bias is not None, out.dtype, None if other is None else other.dtype)
+    for dense in launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads()):
+        packed = np.empty(dense.packed, dtype=dense.dtype)
+        dense.pack(weight, packed)
+        dense.run(source, packed, bias, out, other)
+
+
+@lru_cache(maxsize=1024)
+def launches(
+    source: tuple[int, ...],
+    result: tuple[int, ...],
+    weight: tuple[int, ...],
+    passes: tuple[Sweeps, ...],
+    dtypes: tuple[Any, ...],
+    activation: str,
+    threads: int,
+) -> tuple[Dense, ...]:
+    """The launches of every pass."""
+    x, w, bias, out, other = dtypes
+    names = (x.name, w.name, w.name if bias else "", out.name, "" if other is None else other.name)
+    call = Call(source, result, weight[1:], passes, names, activation, threads)
+    return tuple(_dense(call, sweeps) for sweeps in passes)
+
+
+def _dense(call: Call, sweeps: Sweeps) -> Dense:
+    lone = Sweep(1, 1, 1, 1, 1, 0)
+    d, h, w = (lone,) * (3 - len(sweeps)) + sweeps
+    channels, inputs = call.result[-1], call.source[-1]
+    fold = max(inputs // channels, 1)
+    taps = fold * d.taps * h.taps * w.taps
+    return Dense(taps * channels, STORED[call.types[1]][2], _pack_launch(call, d, h, w, fold), _sum_launch(call, d, h, w, fold))
+
+
+def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
+    dtype = STORED[call.types[0]][2]
+    lanes, channels = machine().lanes(STORED[dtype][1]), call.result[-1]
+    common = w.taps <= WIDEST and w.stride <= 3 and (w.taps - 1) * w.dilation <= 2 * WIDEST
+    fixed: dict[str, Any] = {
+        "x_type": call.types[0],
+        "bias_type": call.types[2],
+        "out_type": call.types[3],
+        "other_type": call.types[4],
+        "activation": call.activation,
+        "tail": channels % lanes != 0,
+        "lanes": lanes,
+        "pixels": tile_pixels(w.out),
+        "taps_w": max(w.taps, 1) if common else 1,
+        "repeat": max(channels // max(call.source[-1], 1), 1),
+        "fold": fold,
+        "x_size": STORED[call.types[0]][1],
+        "weight_size": STORED[dtype][1],
+        "out_size": STORED[call.types[3]][1],
+    }
+    column = {"kernel_w": w.taps, "stride_w": w.stride, "dilation_w": w.dilation}
+    strip, block_channels, block_rows = _blocks(call, d, h, w, lanes)
+    row_blocks, channel_blocks = -(-h.out // block_rows), -(-channels // block_channels)
+    numbers = {
+        **_strides("x", call.source),
+        **_strides("out", call.result),
+        "out_start": sum(s.out_first * step for s, step in zip((d, h, w), _steps(call.result)[1:], strict=True)),
+        "bias_size": STORED[call.types[2] or dtype][1],
+        "other_size": STORED[call.types[4] or dtype][1],
+        "depth": d.size,
+        "height": h.size,
+        "width": w.size,
+        "channels": channels,
+        "out_d": d.out,
+        "out_h": h.out,
+        "out_w": w.out,
+        "weight_tap": channels,
+        "weight_fold": d.taps * h.taps * w.taps * channels,
+        **{f"{field}_{axis}": value for axis, sweep in (("d", d), ("h", h)) for field, value in _numbers(sweep).items()},
+        "low_w": w.low,
+        "strip": strip,
+        "block_channels": block_channels,
+        "channel_blocks": channel_blocks,
+        "block_rows": block_rows,
+        "row_blocks": row_blocks,
+    }
+    for axis, sweep in (("plane", d), ("row", h), ("pixel", w)):
+        numbers[f"out_{axis}"] *= sweep.out_step
+    (fixed if common else numbers).update(column)
+    items = call.result[0] * d.out * row_blocks * channel_blocks if w.out and channels else 0
+    work = prod(call.result[:1]) * channels * d.out * h.out * w.out * fold * max(d.taps * h.taps * w.taps, 4)
+    return Launch(correlate, POINTERS, fixed, numbers, items=items, work=work)
+
+
+def _numbers(sweep: Sweep) -> dict[str, int]:
+    return {"kernel": sweep.taps, "stride": sweep.stride, "dilation": sweep.dilation, "low": sweep.low}
+
+
+def _steps(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Values from one image, plane, row and pixel to the next."""
+    _, h, w = (1,) * (3 - (len(shape) - 2)) + shape[1:-1]
+    pixel = shape[-1]
+    return prod(shape[1:]), h * w * pixel, w * pixel, pixel
+
+
+def _strides(name: str, shape: tuple[int, ...]) -> dict[str, int]:
+    return dict(zip((f"{name}_image", f"{name}_plane", f"{name}_row", f"{name}_pixel"), _steps(shape), strict=True))
+
+
+def tile_pixels(width: int) -> int:
+    """Pixels in a tile: at most 8, as few wasted as possible at the end of a row, and rather more than fewer."""
+    return min(range(8, 4, -1), key=lambda pixels: (-width % pixels) / max(width, 1)) if width > 4 else max(width, 1)
+
+
+def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, lanes: int) -> tuple[int, int, int]:
+    """Channels walked together, channels of an item, rows of an item: as measured, see docs/performance.md.
+
+    Many taps reuse each input often, which pays while the rows of a strip stay in L1; few taps are bound by memory,
+    which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory.
+    """
+    channels, planes = max(call.result[-1], 1), max(call.result[0] * d.out, 1)
+    step = lanes * STORED[STORED[call.types[0]][2]][1]
+    large = (w.size * h.size + w.out * h.out) * channels * STORED[call.types[0]][1] > call.threads * L2_BYTES
+    held = L1_BYTES // max(h.taps * w.size * step, 1)
+    vectors = (16 if large else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
+    strip, blocks = vectors * lanes, call.threads // gcd(planes, call.threads)
+    strips = -(-channels // strip)
+    if h.out < 4 * blocks and strips >= blocks > 1:
+        return strip, -(-strips // blocks) * strip, max(h.out, 1)
+    rows = max(-(-h.out // blocks), 1)
+    return strip, channels, min(rows, 4) if large else rows
+
+
+def _pack_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
+    dtype = STORED[call.types[1]][2]
+    lanes, channels = machine().lanes(STORED[dtype][1]), call.result[-1]
+    _, rows, columns = (1,) * (3 - len(call.kernel)) + call.kernel
+    taps = prod(call.kernel)
+    fixed = {"weight_type": call.types[1], "lanes": lanes}
+    numbers = {
+        "weight_size": STORED[call.types[1]][1],
+        "packed_size": STORED[dtype][1],
+        "channels": channels,
+        "fold": fold,
+        "weight_taps": taps,
+        "weight_channel": taps * fold,
+        "weight_start": (d.tap_first * rows + h.tap_first) * columns + w.tap_first,
+        "step_d": d.tap_step * rows * columns,
+        "step_h": h.tap_step * columns,
+        "step_w": w.tap_step,
+        "kernel_d": d.taps,
+        "kernel_h": h.taps,
+        "kernel_w": w.taps,
+    }
+    work = 16 * d.taps * h.taps * w.taps * channels * fold
+    return Launch(pack, ("weight", "packed"), fixed, numbers, items=-(-channels // lanes), work=work)

@@ -1,0 +1,108 @@
+"""How a matrix product is cut into tiles, panels and work for each thread. No arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """A register tile of rows × vectors of columns, and the rows of the one that takes what is left over."""
+
+    rows: int
+    rest: int
+    vectors: int
+
+
+# By the number of registers: the sums, a line of the panel and a spread element must fit. Measured: 12×2 and 7×4 are slow.
+TILES = {
+    32: (Tile(14, 7, 1), Tile(14, 7, 2), Tile(7, 7, 3), Tile(8, 8, 3), Tile(6, 6, 4)),
+    16: (Tile(8, 8, 1), Tile(6, 6, 2), Tile(4, 4, 3)),
+}
+
+
+READING = 0.25  # cycles for an element that a thread reads from beyond its caches
+
+
+class Cut(NamedTuple):
+    """A tile; ``wide`` panels of its width before panels of ``last`` vectors; blocks of rows and of panels."""
+
+    tile: Tile
+    wide: int
+    last: int
+    panels: int
+    row_blocks: int
+    column_blocks: int
+    cost: float  # cycles of the busiest thread for one step of the depth
+
+
+def panels(vectors: int, width: int) -> tuple[int, int, int]:
+    """``vectors`` as (panels of ``width``, vectors in each that follows, how many follow): 7 by threes is 3 + 2 + 2."""
+    wide, left = divmod(vectors, width)
+    if not left:
+        return wide, 0, 0
+    if width == 3 and left == 1 and wide:
+        return wide - 1, 2, 2
+    return wide, left, 1
+
+
+@lru_cache(maxsize=4096)
+def best_cut(
+    images: int, height: int, vectors: int, depth: int, registers: int, threads: int, split_images: str
+) -> Cut:
+    """The cheapest cut. ``split_images`` says whether a block of images is one of "rows", of "columns", or of neither."""
+    tiles = (tile for tile in TILES[registers] if tile.vectors <= vectors)
+    cuts = (
+        _cut(tile, images, height, vectors, depth, row_blocks, threads // row_blocks, split_images)
+        for tile in tiles
+        for row_blocks in _divisors(threads)
+    )
+    return min(cuts, key=lambda cut: cut.cost)
+
+
+def _divisors(number: int) -> Iterator[int]:
+    return (divisor for divisor in range(number, 0, -1) if number % divisor == 0)
+
+
+def _cut(
+    tile: Tile, images: int, height: int, vectors: int, depth: int, row_blocks: int, column_blocks: int, split: str
+) -> Cut:
+    wide, last, others = panels(vectors, tile.vectors)
+    tiles, count = max(-(-height // tile.rows), 1), wide + others
+    row_images, column_images = (images if split == axis else 1 for axis in ("rows", "columns"))
+    row_blocks = max(min(row_blocks, tiles * row_images), 1)
+    column_blocks = max(min(column_blocks, count * column_images), 1)
+    share = -(-tiles * row_images // row_blocks) / tiles  # of an image, for the busiest thread
+    most = _most(wide, others, tile.vectors, last, column_blocks)
+    if column_images > 1:
+        most = wide * column_images / column_blocks, others * column_images / column_blocks
+    lines = most[0] * tile.vectors + most[1] * last
+    sums = most[0] * _column(tile, tile.vectors, height, depth) + most[1] * _column(tile, last, height, depth)
+    traffic = (share * height + 16 * lines) * READING
+    return Cut(tile, wide, last, count, row_blocks, column_blocks, share * sums + traffic)
+
+
+def _most(wide: int, others: int, width: int, last: int, blocks: int) -> tuple[float, float]:
+    """The wide and other panels of the block that has most vectors."""
+    total = wide + others
+    edges = [total * block // blocks for block in range(blocks + 1)]
+    shares = [
+        (max(min(end, wide) - start, 0), end - max(start, wide)) for start, end in zip(edges, edges[1:], strict=False)
+    ]
+    return max(((a, max(b, 0)) for a, b in shares), key=lambda share: share[0] * width + share[1] * last)
+
+
+def _column(tile: Tile, vectors: int, rows: int, depth: int) -> float:
+    """Cycles for one step of the depth of all rows of a panel."""
+    if not vectors:
+        return 0.0
+    whole = rows // tile.rows if tile.rows != tile.rest else 0
+    rest = -(-(rows - whole * tile.rows) // tile.rest)
+    return whole * _step(tile.rows, vectors, depth) + rest * _step(tile.rest, vectors, depth)
+
+
+def _step(rows: int, vectors: int, depth: int) -> float:
+    """Cycles for one step of the depth of a tile: two products or two loads a cycle, four until a sum is ready again."""
+    sums = rows * vectors
+    return max(sums / 2, (rows + vectors) / 2, 4.0) + (24 + sums) / max(depth, 1)

@@ -1,0 +1,282 @@
+"""Matrix products for the CPU: register tiles, panels, and the kernels that walk over them.
+
+``out[i, j] = epilogue(Σ_l a[i, l]·b[l, j])``. Lanes are columns j. A *panel* is a few vectors of columns: `b` over all
+of the depth l, packed so that what one step of the depth needs is contiguous. A *tile* is a panel's width by a few rows:
+its sums stay in registers while the depth runs, an element of `a` is spread over a vector and multiplied with each of
+the panel's. `a` is read where it lies, by any two strides, so either operand of a convolution can be `a`.
+
+A sum starts at the bias and runs over the depth in order, whatever the tile: no bit depends on how the work is split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from npdwconv.kernels.cpu import activate
+from npdwconv.kernels.cpu.engine import Kernel, compiled
+from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
+from npdwconv.kernels.cpu.spec import Spec, field
+
+UNROLLED = 2  # steps of the depth in one round of a tile's loop
+
+
+def repeat(builder: Any, count: Value, carried: Sequence[Value], body: Callable[..., list[Value]]) -> list[Value]:
+    """Emit a loop: ``count`` rounds of ``carried = body(*carried)``; what they are at its end."""
+    before, inside, after = builder.block, *(builder.append_basic_block() for _ in range(2))
+    builder.cbranch(builder.icmp_signed(">", count, int64(0)), inside, after)
+    builder.position_at_end(inside)
+    left, *values = (_phi(builder, value, before) for value in (count, *carried))
+    results = [builder.sub(left, int64(1)), *body(*values)]
+    end = builder.block
+    for phi, result in zip((left, *values), results, strict=True):
+        phi.add_incoming(result, end)
+    builder.cbranch(builder.icmp_signed(">", results[0], int64(0)), inside, after)
+    builder.position_at_end(after)
+    finals = [_phi(builder, value, before) for value in carried]
+    for final, result in zip(finals, results[1:], strict=True):
+        final.add_incoming(result, end)
+    return finals
+
+
+def _phi(builder: Any, value: Value, block: Any) -> Value:
+    phi = builder.phi(value.type)
+    phi.add_incoming(value, block)
+    return phi
+
+
+def transposed(v: Vectors, values: Sequence[Value]) -> list[Value]:
+    """Vectors whose lanes, in order, are the columns of the matrix that has ``values`` as its rows.
+
+    The number of rows is a power of two. Each round interleaves the first half of the rows with the second, which
+    moves one bit of the row's number behind the bits of the column's.
+    """
+    low = [place for lane in range(v.lanes // 2) for place in (lane, v.lanes + lane)]
+    high = [place + v.lanes // 2 for place in low]
+    rows, half = list(values), len(values) // 2
+    for _ in range(half.bit_length()):
+        pairs = zip(rows[:half], rows[half:], strict=True)
+        rows = [v.shuffle(a, b, places) for a, b in pairs for places in (low, high)]
+    return rows
+
+
+class _Tile:
+    """Emits one register tile of a kernel: ``rows`` × ``vectors`` sums."""
+
+    def __init__(self, builder: Any, task: Value, spec: Spec, rows: int, vectors: int) -> None:
+        self.builder, self.task, self.spec = builder, task, spec
+        self.rows, self.vectors = rows, vectors
+        self.v = Vectors(builder, STORED[str(spec.a_type)][2])
+
+    def number(self, name: str) -> Value:
+        return field(self.builder, self.spec, self.task, name)
+
+    def places(self, base: Value, step: Value, count: Value | None) -> list[Value]:
+        """The addresses of the rows, ``step`` bytes apart; of the last that exists in place of those that do not."""
+        b, rows = self.builder, [int64(row) for row in range(self.rows)]
+        if count is not None:
+            last = b.sub(count, int64(1))
+            rows = [b.select(b.icmp_signed("<", row, last), row, last) for row in rows]
+        return [b.add(base, b.mul(step, row)) for row in rows]
+
+    def start(self, bias: Value, mask: Value | None, count: Value | None) -> list[Value]:
+        """The sums at the bias, which belongs to columns or to rows."""
+        v, spec = self.v, self.spec
+        if spec.bias_of == "columns":
+            places = range(self.vectors)
+            size = int(spec.bias_size) * v.lanes
+            line = [v.load(v.at(bias, j * size), str(spec.bias_type), self.last(mask, j)) for j in places]
+            return line * self.rows
+        if spec.bias_of == "rows":
+            rows = self.places(bias, int64(int(spec.bias_size)), count)
+            return [v.splat(v.load_scalar(row, str(spec.bias_type))) for row in rows for _ in range(self.vectors)]
+        return [v.zero()] * (self.rows * self.vectors)
+
+    def last(self, mask: Value | None, vector: int) -> Value | None:
+        """The mask of one of the tile's vectors: only the last can be partial."""
+        return mask if vector == self.vectors - 1 else None
+
+    def sums(self, a: Value, panel: Value, depth: Value, first: list[Value], count: Value | None) -> list[Value]:
+        """``first`` plus the products over the depth."""
+        b, v, spec = self.builder, self.v, self.spec
+        size = int(spec.a_size)
+        step = int64(size) if spec.steady else v.index(self.number("a_step"), size)
+        offsets = self.places(int64(0), v.index(self.number("a_row"), size), count)
+        width = self.vectors * v.lanes * v.bytes
+
+        def one(a: Value, panel: Value, sums: list[Value]) -> list[Value]:
+            line = [v.load(v.at(panel, j * v.lanes * v.bytes)) for j in range(self.vectors)]
+            elements = (v.splat(v.load_scalar(b.add(a, offset), str(spec.a_type))) for offset in offsets)
+            products = [(x, y) for x in elements for y in line]
+            return [v.fma(x, y, z) for (x, y), z in zip(products, sums, strict=True)]
+
+        def steps(count: int) -> Callable[..., list[Value]]:
+            def body(a: Value, panel: Value, *sums: Value) -> list[Value]:
+                results = list(sums)
+                for _ in range(count):
+                    results = one(a, panel, results)
+                    a, panel = v.at(a, step), v.at(panel, width)
+                return [a, panel, *results]
+
+            return body
+
+        rounds = b.udiv(depth, int64(UNROLLED))
+        carried = repeat(b, rounds, [a, panel, *first], steps(UNROLLED))
+        carried = repeat(b, b.urem(depth, int64(UNROLLED)), carried, steps(1))
+        return carried[2:]
+
+    def finish(self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value) -> None:
+        """The epilogue, and the results written: rows of the tile are rows of ``out``, or columns where it is turned."""
+        spec, v = self.spec, self.v
+        if not spec.chain:
+            sums = [activate.activate(v, str(spec.activation), z) for z in sums]
+        else:
+            sums = [activate.derivative(v, str(spec.activation), z) for z in sums]
+        if spec.turned:
+            self._write_turned(sums, out, other, left, count, add)
+        else:
+            self._write(sums, out, other, left, count, add)
+
+    def _write(
+        self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value
+    ) -> None:
+        v, mask = self.v, self.tail(left)
+        step = self.number("out_row")
+        for row in range(self.rows):
+            with self._exists(int64(row), count):
+                start = self.builder.mul(step, int64(row))
+                for j in range(self.vectors):
+                    place = self.builder.add(start, int64(j * v.lanes))
+                    self._put(v, sums[row * self.vectors + j], place, out, other, self.last(mask, j), add)
+
+    def _write_turned(
+        self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value
+    ) -> None:
+        b, v = self.builder, self.v
+        height = 1 << (self.rows - 1).bit_length()
+        lanes = min(height, v.lanes)
+        short = Vectors(b, v.dtype, lanes)
+        step = self.number("out_row")
+        rows = int64(self.rows) if count is None else count
+        for j in range(self.vectors):
+            column = [*sums[j :: self.vectors], *[v.zero()] * (height - self.rows)]
+            flat = transposed(v, column)
+            for lane in range(v.lanes):
+                index = j * v.lanes + lane
+                partial = self.spec.tail and j == self.vectors - 1
+                with self._exists(int64(index), left if partial else None):
+                    for part in range(0, height, lanes):
+                        number, place = divmod(lane * height + part, v.lanes)
+                        value = v.shuffle(flat[number], flat[number], range(place, place + lanes))
+                        mask = short.between(int64(0), b.sub(rows, int64(part)))
+                        start = b.add(b.mul(step, int64(index)), int64(part))
+                        self._put(short, value, start, out, other, mask, add)
+
+    def _put(
+        self,
+        v: Vectors,
+        value: Value,
+        place: Value,
+        out: Value,
+        other: Value,
+        mask: Value | None,
+        add: Value,
+    ) -> None:
+        """Combine one vector with what belongs to the same place, and write it."""
+        b, spec = self.builder, self.spec
+        target = b.add(out, v.index(place, int(spec.out_size)))
+        if spec.other_type:
+            operand = v.load(b.add(other, v.index(place, int(spec.other_size))), str(spec.other_type), mask)
+            value = b.fmul(value, operand) if spec.chain else b.fadd(value, operand)
+        if spec.adds:
+            value = self._added(v, value, target, mask, add)
+        v.store(value, target, str(spec.out_type), mask)
+
+    def _added(self, v: Vectors, value: Value, target: Value, mask: Value | None, add: Value) -> Value:
+        """``value`` plus what is at ``target`` where ``add`` is not zero."""
+        b, before = self.builder, self.builder.block
+        with b.if_then(b.icmp_signed("!=", add, int64(0))):
+            total = b.fadd(v.load(target, str(self.spec.out_type), mask), value)
+            inside = b.block
+        result = _phi(b, value, before)
+        result.add_incoming(total, inside)
+        return result
+
+    def tail(self, left: Value) -> Value | None:
+        """The mask of the last vector; None where every vector is full."""
+        if not self.spec.tail:
+            return None
+        return self.v.between(int64(0), self.builder.sub(left, int64((self.vectors - 1) * self.v.lanes)))
+
+    def _exists(self, index: Value, count: Value | None) -> Any:
+        """Emit what follows only for an index below ``count``."""
+        b = self.builder
+        inside = ir.Constant(ir.IntType(1), 1) if count is None else b.icmp_signed("<", index, count)
+        return b.if_then(inside, likely=True)
+
+
+@intrinsic(prefer_literal=True)
+def _tile(
+    typing: Any,
+    task: Any,
+    rows: Any,
+    vectors: Any,
+    whole: Any,
+    a: Any,
+    panel: Any,
+    bias: Any,
+    out: Any,
+    other: Any,
+    depth: Any,
+    count: Any,
+    left: Any,
+    add: Any,
+) -> Any:
+    """One tile: ``count`` of its rows exist (all where ``whole``), and ``left`` columns from its first on."""
+    spec = task.spec
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        task_, _, _, _, a_, panel_, bias_, out_, other_, depth_, count_, left_, add_ = arguments
+        if vectors.literal_value:
+            tile = _Tile(builder, task_, spec, rows.literal_value, vectors.literal_value)
+            existing = None if whole.literal_value else count_
+            first = tile.start(bias_, tile.tail(left_), existing)
+            sums = tile.sums(a_, panel_, depth_, first, existing)
+            tile.finish(sums, out_, other_, left_, existing, add_)
+        return context.get_dummy_value()
+
+    arguments = (task, rows, vectors, whole, a, panel, bias, out, other, depth, count, left, add)
+    return types.none(*arguments), generate
+
+
+def _rows(task, a, panel, bias, out, other, depth, count, wide, left, add):  # type: ignore[no-untyped-def] - compiled by Numba
+    """``count`` rows by one panel."""
+    a_step = task.a_row * task.a_size
+    bias_step = task.bias_size if task.bias_of_rows else 0
+    out_step = (1 if task.turned else task.out_row) * task.out_size
+    other_step = (1 if task.turned else task.out_row) * task.other_size
+    whole = count // task.rows * task.rows if task.rows != task.rest else 0
+    for r in range(0, whole, task.rows):
+        ar, br, outr, otherr = a + r * a_step, bias + r * bias_step, out + r * out_step, other + r * other_step
+        if wide:
+            _tile(task, task.rows, task.vectors, True, ar, panel, br, outr, otherr, depth, count, left, add)
+        else:
+            _tile(task, task.rows, task.last, True, ar, panel, br, outr, otherr, depth, count, left, add)
+    for r in range(whole, count, task.rest):
+        ar, br, outr, otherr = a + r * a_step, bias + r * bias_step, out + r * out_step, other + r * other_step
+        if wide:
+            _tile(task, task.rest, task.vectors, False, ar, panel, br, outr, otherr, depth, count - r, left, add)
+        else:
+            _tile(task, task.rest, task.last, False, ar, panel, br, outr, otherr, depth, count - r, left, add)
+
+
+def _first_vector(task, p):  # type: ignore[no-untyped-def] - compiled by Numba
+    """Where a panel begins, in vectors: after ``wide`` panels of ``vectors`` come those of ``last``."""
+    return min(p, task.wide) * task.vectors + max(p - task.wide, 0) * task.last
+
+
+rows_by_panel, first_vector = compiled(_rows), compiled(_first_vector)
