@@ -147,6 +147,8 @@ def _bench(args: argparse.Namespace) -> int:
         require_usable(args.backend)
     if args.plot is not None:
         plot.check(args.plot)
+    if args.markdown is not None:
+        report.check(args.markdown)
     chosen = run.choose(args.family, args.match, args.quick)
     settings = _bench_settings(args)
     found = run.run(
@@ -155,8 +157,10 @@ def _bench(args: argparse.Namespace) -> int:
         families=args.family,
         peers=args.peer,
         compile_times=args.compile_times,
+        own=not (args.family or args.peer or args.match),
         tell=_tell,
     )
+    _tell("")
     print(_json(found.as_dict()) if args.json else report.describe(found))
     if args.plot is not None:
         plot.draw(found, args.plot)

@@ -23,21 +23,23 @@ BACKENDS = tuple(ROOMS)
 
 # operation -> the file that holds it on every floor, and the backends that have it
 TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
-    "depthwise_fwd": ("depthwise", ("reference",)),
-    "depthwise_bwd_activation": ("depthwise", ("reference",)),
-    "depthwise_bwd_input": ("depthwise", ("reference",)),
-    "depthwise_bwd_weight": ("depthwise", ("reference",)),
-    "transpose_fwd": ("depthwise", ("reference",)),
-    "transpose_bwd_activation": ("depthwise", ("reference",)),
-    "transpose_bwd_input": ("depthwise", ("reference",)),
-    "transpose_bwd_weight": ("depthwise", ("reference",)),
-    "pointwise_fwd": ("pointwise", ("reference",)),
-    "pointwise_bwd_activation": ("pointwise", ("reference",)),
-    "pointwise_bwd_input": ("pointwise", ("reference",)),
-    "pointwise_bwd_weight": ("pointwise", ("reference",)),
-    "separable_fwd": ("separable", ("reference",)),
-    "separable_bwd": ("separable", ("reference",)),
-    "bias_bwd": ("epilogue", ("reference",)),
+    "depthwise_fwd": ("depthwise", ("reference", "numba")),
+    "depthwise_bwd_activation": ("depthwise", ("reference", "numba")),
+    "depthwise_bwd_input": ("depthwise", ("reference", "numba")),
+    "depthwise_bwd_weight": ("depthwise", ("reference", "numba")),
+    "transpose_fwd": ("depthwise", ("reference", "numba")),
+    "transpose_bwd_activation": ("depthwise", ("reference", "numba")),
+    "transpose_bwd_input": ("depthwise", ("reference", "numba")),
+    "transpose_bwd_weight": ("depthwise", ("reference", "numba")),
+    "pointwise_fwd": ("pointwise", ("reference", "numba")),
+    "pointwise_bwd_activation": ("pointwise", ("reference", "numba")),
+    "pointwise_bwd_input": ("pointwise", ("reference", "numba")),
+    "pointwise_bwd_weight": ("pointwise", ("reference", "numba")),
+    "pointwise_panels": ("pointwise", ("numba",)),
+    "separable_fwd": ("separable", ("reference", "numba")),
+    "separable_bwd": ("separable", ("reference", "numba")),
+    "bias_bwd": ("epilogue", ("reference", "numba")),
+    "network": ("network", ("numba",)),
 }
 
 _VARIABLE = "NPDWCONV_BACKEND"

@@ -167,14 +167,15 @@ def _checked_plan(
 
 def forward(run: Kernel, plan: DepthwisePlan, out: Any) -> Array:
     """Run a planned forward operation into ``out`` or a new array."""
-    result = np.empty(plan.shape, plan.x.dtype) if out is None else _given(plan, out)
+    result = np.empty(plan.shape, plan.x.dtype) if out is None else given(plan.call, out, plan.shape)
     run(plan.x, plan.weight, plan.bias, result, plan.geometry, plan.call.layout, plan.activation)
     return result
 
 
-def _given(plan: DepthwisePlan, out: Any) -> Array:
-    with plan.call.explained():
-        return plan.call.result(out, plan.shape)
+def given(call: Call, out: Any, shape: tuple[int, ...]) -> Array:
+    """``out``, checked to fit a result of ``shape``."""
+    with call.explained():
+        return call.result(out, shape)
 
 
 def backward_kernels(operator: str, family: str, backend: str | None, *operands: Any) -> BackwardKernels:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,12 +11,22 @@ from npdwconv.arguments import Call
 from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, shape_of, split_shape
 from npdwconv.options import needed_names
-from npdwconv.plans import NEEDS, Grads, Needs, activation_named, backward_kernels, empty_grads, open_call
+from npdwconv.plans import (
+    NEEDS,
+    Grads,
+    Needs,
+    activation_named,
+    backward_kernels,
+    empty_grads,
+    given,
+    open_call,
+    recall_key,
+    remember,
+)
 from npdwconv.precision import accumulator
 
 
-@dataclass(frozen=True)
-class PointwisePlan:
+class PointwisePlan(NamedTuple):
     """A checked pointwise call: operands (weight as (K, C)) and the shape of its result."""
 
     call: Call
@@ -29,7 +38,24 @@ class PointwisePlan:
     weight_shape: tuple[int, ...]
 
 
-def _plan(name: str, x: Any, weight: Any, bias: Any, layout: Any, activation: Any) -> PointwisePlan:
+_settled: dict[Any, tuple[Activation | None, tuple[int, ...]]] = {}
+
+
+def pointwise_plan(name: str, x: Any, weight: Any, bias: Any, layout: Any, activation: Any) -> PointwisePlan:
+    """Check a pointwise call and plan it; a call like one that was checked before is not checked again."""
+    key = recall_key(name, (x, weight, bias), (layout, activation))
+    known = None if key is None else _settled.get(key)
+    if known is None:
+        plan = _checked_plan(name, x, weight, bias, layout, activation)
+        if key is not None:
+            remember(_settled, key, (plan.activation, plan.shape))
+        return plan
+    operands = {"x": x, "weight": weight} if bias is None else {"x": x, "weight": weight, "bias": bias}
+    call = Call(name, layout, operands)
+    return PointwisePlan(call, x, weight.reshape(weight.shape[:2]), bias, *known, weight.shape)
+
+
+def _checked_plan(name: str, x: Any, weight: Any, bias: Any, layout: Any, activation: Any) -> PointwisePlan:
     call = open_call(name, layout)
     with call.explained():
         xs = call.activations("x", x, None)
@@ -77,9 +103,8 @@ def pointwise_conv(
     (1, 5, 4, 4)
     """
     run = kernel("pointwise_conv", "pointwise_fwd", backend, x, weight, bias)
-    plan = _plan("pointwise_conv", x, weight, bias, layout, activation)
-    with plan.call.explained():
-        result = plan.call.result(out, plan.shape)
+    plan = pointwise_plan("pointwise_conv", x, weight, bias, layout, activation)
+    result = np.empty(plan.shape, plan.x.dtype) if out is None else given(plan.call, out, plan.shape)
     run(plan.x, plan.weight, plan.bias, result, plan.call.layout, plan.activation)
     return result
 
@@ -119,7 +144,7 @@ def pointwise_conv_backward(
     """
     name = "pointwise_conv_backward"
     run = backward_kernels(name, "pointwise", backend, x, weight, bias, grad_out)
-    plan = _plan(name, x, weight, bias, layout, activation)
+    plan = pointwise_plan(name, x, weight, bias, layout, activation)
     call = plan.call
     with call.explained():
         wanted = needed_names(needs, NEEDS)

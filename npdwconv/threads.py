@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from npdwconv.options import integer
 
 _chosen: int | None = None
+_alone: ContextVar[bool] = ContextVar("npdwconv_one_thread", default=False)
 
 
 def set_num_threads(n: int) -> None:
@@ -33,7 +37,19 @@ def get_num_threads() -> int:
     >>> npdwconv.get_num_threads() >= 1
     True
     """
+    if _alone.get():
+        return 1
     return _chosen if _chosen is not None else usable_cores()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Kernels called inside use one thread; those called elsewhere meanwhile are not concerned."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def usable_cores() -> int:

@@ -8,6 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+# The specification is what most tests are about, and it compiles nothing; tests/kernels compare other backends with it.
+# NPDWCONV_BACKEND=numba runs every test on that backend.
+os.environ.setdefault("NPDWCONV_BACKEND", "reference")
+
 _SLOW_DRAWS = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, suppress_health_check=_SLOW_DRAWS)
 settings.register_profile("thorough", deadline=None, max_examples=2000, suppress_health_check=_SLOW_DRAWS)

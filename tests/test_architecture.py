@@ -24,7 +24,7 @@ FLOORS = (
     ("geometry", "arguments", "dispatch", "threads", "interop"),
     ("kernels", "cost", "info", "plans"),
     ("depthwise", "transpose", "pointwise", "separable", "tokens", "causal", "folding"),
-    ("layers", "picture"),
+    ("layers", "picture", "njit"),
     ("models", "trace"),
     ("bench",),
     ("demo",),

@@ -305,6 +305,11 @@ def test_elements_between_do_not_overlap():
     assert n.depthwise_conv2d(x, operands()["w"], out=out) is out
 
 
+@pytest.fixture(autouse=True)
+def _no_backend_named(monkeypatch):
+    monkeypatch.delenv("NPDWCONV_BACKEND")
+
+
 class TestBackends:
     def test_environment(self, monkeypatch):
         a = Namespace(operands())

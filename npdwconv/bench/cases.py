@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
 
-from npdwconv.geometry import ConvGeometry, conv_geometry
+from npdwconv.geometry import Axis, ConvGeometry, conv_geometry
 
 OPERATIONS = (
     "depthwise_fwd",
@@ -61,6 +61,12 @@ class Case:
         return "-".join([*parts, *[f"d{self.dilation}"] * (self.dilation > 1)])
 
     @property
+    def title(self) -> str:
+        """The name, and which gradient it is where it is one: ``n1-c32-112x112-k3 (weight)``."""
+        _, gradient, operand = self.operation.partition("_bwd_")
+        return f"{self.name} ({operand})" if gradient else self.name
+
+    @property
     def id(self) -> str:
         return f"{self.operation}/{self.name}"
 
@@ -96,10 +102,11 @@ class Case:
 
     @property
     def multiply_adds(self) -> int:
-        """Multiply-adds, those that would fall on padding counted."""
+        """Multiply-adds on real inputs; what falls on padding takes none."""
         if self.operation == "network_fwd":
             return self.batch * NETWORK_MULTIPLY_ADDS
-        return self.pixels * self.middle * (self.taps + self.outputs)
+        depthwise = self.batch * prod(map(_meetings, self.geometry.axes)) if self.taps else 0
+        return self.middle * (depthwise + self.pixels * self.outputs)
 
     @property
     def flops(self) -> int:
@@ -113,6 +120,12 @@ class Case:
         weights = self.middle * (self.taps + self.outputs)
         values = self.batch * self.channels * prod(self.size) + self.pixels * (self.outputs or self.middle)
         return ITEMSIZE * (weights + values)
+
+
+def _meetings(axis: Axis) -> int:
+    """Pairs of an output and a tap that read a real input."""
+    reached = (axis.reach(tap)[0] for tap in range(axis.kernel))
+    return sum(outputs.stop - outputs.start for outputs in reached)
 
 
 # channels, extent, kernel, stride
@@ -205,8 +218,8 @@ def _depthwise() -> Iterator[Case]:
                 quick = batch == 1 and shape in SHORT
                 yield Case(name, batch, channels, (extent, extent), kernel, stride, source=source, quick=quick)
         yield Case(name, 16, 256, (400,), 31, source="Conformer")
-        for channels, length in ((1536, 1024), (5120, 2048)):
-            yield Case(name, batch, channels, (length,), 4, causal=True, source="Mamba")
+        yield Case(name, batch, 1536, (1024,), 4, causal=True, source="Mamba")
+        yield Case(name, 1, 5120, (2048,), 4, causal=True, source="Mamba")
         for dilation in (6, 12, 18):
             yield Case(name, batch, 256, (33, 33), 3, dilation=dilation, source="dilated")
         yield Case(name, batch, 64, (64, 64), 7, 2, multiplier=2, source="multiplier 2")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import TracebackType
@@ -90,7 +90,7 @@ class Field:
         if name in self._workers:
             self._workers.pop(name).close()
         own = self.settings.environment if name == OURS else {}
-        worker = self._workers[name] = Worker(name, module, self.settings.threads, environment=own)
+        worker = self._workers[name] = Worker(module, self.settings.threads, environment=own)
         try:
             self.versions[name] = worker.hello()
         except WorkerError as error:
@@ -107,11 +107,14 @@ class Entrant(NamedTuple):
     worker: Worker
 
 
-def measure(case: Case, field: Field, told: Callable[[], Truth] | None = None) -> Timings:
-    """Check every way through a case, then time those that are right."""
+def measure(case: Case, field: Field, families: Collection[str] = ()) -> Timings:
+    """Check every way through a case, then time those that are right; of ours only what the families ask for."""
     timings = Timings(case)
-    wanted = told() if told else truth(case, operands(case))
-    entrants = [entrant for name, worker in field.workers() for entrant in _admitted(name, worker, timings, wanted)]
+    asked = {f"{OURS} {c.ours}" for c in contests(case) if not families or c.family in families}
+    wanted = truth(case, operands(case))
+    entrants = [
+        entrant for name, worker in field.workers() for entrant in _admitted(name, worker, timings, wanted, asked)
+    ]
     del wanted
     for turn in range(field.settings.rounds):
         if turn == 1:
@@ -121,7 +124,7 @@ def measure(case: Case, field: Field, told: Callable[[], Truth] | None = None) -
     return timings
 
 
-def _admitted(name: str, worker: Worker, timings: Timings, wanted: Truth) -> Iterator[Entrant]:
+def _admitted(name: str, worker: Worker, timings: Timings, wanted: Truth, asked: set[str]) -> Iterator[Entrant]:
     """A participant's ways that give the right result; the others' faults are noted."""
     try:
         built = worker.open(timings.case)
@@ -130,6 +133,8 @@ def _admitted(name: str, worker: Worker, timings: Timings, wanted: Truth) -> Ite
         return
     for way, report in built.items():
         label = f"{name} {way}"
+        if ours(label) and label not in asked:
+            continue
         if isinstance(report, str):
             timings.faults[label] = report
             continue
@@ -173,6 +178,6 @@ def first_call(case: Case, way: str, settings: Settings, cache: str | os.PathLik
     Importing numba is not in it; compiling, or loading what an earlier process compiled, is.
     """
     environment = settings.environment | {"NUMBA_CACHE_DIR": os.fspath(cache)}
-    with Worker(OURS, OWN_MODULE, settings.threads, environment=environment) as worker:
+    with Worker(OWN_MODULE, settings.threads, environment=environment) as worker:
         worker.open(case)
         return worker.first(way)

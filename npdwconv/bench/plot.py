@@ -74,7 +74,7 @@ def bars(axes: Axes, report: Report, names: Sequence[str]) -> None:
         ratios = [s.ratio.median for s in _of(report, standing.family.name) if s.ratio is not None]
         if standing.mean is None:
             continue
-        axes.barh(index, standing.mean, color=_colour(index), alpha=0.5)
+        axes.barh(index, standing.mean - 1, left=1, color=_colour(index), alpha=0.5)
         axes.plot(ratios, [index] * len(ratios), ".", color=_colour(index), markersize=4)
         axes.plot([standing.family.mean] * 2, [index - 0.4, index + 0.4], color="black", linewidth=2)
     axes.axvline(1, color="grey", linewidth=1, linestyle=":")

@@ -36,14 +36,13 @@ class Worker:
 
     def __init__(
         self,
-        name: str,
         module: str,
         threads: int,
         *,
         environment: Mapping[str, str] | None = None,
         patience: float = PATIENCE,
     ) -> None:
-        self.name, self.patience = name, patience
+        self.patience = patience
         counts = dict.fromkeys(THREADS, str(threads))
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
         self._process = subprocess.Popen(
@@ -121,11 +120,11 @@ class Worker:
         finally:
             watch.cancel()
         if state == "failed":
-            raise WorkerError(f"{self.name}: {value}")
+            raise WorkerError(str(value))
         return value
 
     def _last_words(self) -> str:
         self._errors.seek(0)
         lines = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
         said = f": {lines[-1].strip()}" if lines else ""
-        return f"{self.name}: its process ended with code {self._process.poll()}{said}"
+        return f"its process ended with code {self._process.poll()}{said}"

@@ -14,6 +14,7 @@ from npdwconv.bench.ceilings import Ceilings
 from npdwconv.bench.families import FAMILIES, contests
 from npdwconv.bench.measure import OWN_MODULE, PEERS, Field, Settings, first_call, measure
 from npdwconv.bench.processes import Worker, WorkerError
+from npdwconv.bench.properties import Property, properties
 from npdwconv.bench.scores import OURS, Score, Standing, Timings, scores, standings
 from npdwconv.errors import OptionError
 from npdwconv.options import one_of
@@ -46,6 +47,7 @@ class Report:
     scores: list[Score]
     standings: list[Standing]
     first_calls: dict[str, list[FirstCalls]]
+    properties: list[Property]
 
     @property
     def wrong(self) -> list[Score]:
@@ -63,6 +65,7 @@ class Report:
             "skipped": self.skipped,
             "ceilings": self.ceilings and {"gflops": self.ceilings.gflops, "copy_gbps": self.ceilings.copy},
             "families": [_family(standing, self.first_calls) for standing in self.standings],
+            "properties": [asdict(each) | {"met": each.met} for each in self.properties],
             "cases": [_case(timings, self.scores) for timings in self.timings],
         }
 
@@ -91,9 +94,19 @@ def run(
     families: Sequence[str] = (),
     peers: Iterable[str] | None = None,
     compile_times: bool = True,
+    own: bool = False,
     tell: Tell = lambda text: None,
 ) -> Report:
     """Measure the chosen cases beside the peers that are installed (None: all that there are).
+
+    Args:
+        chosen: what `choose` returns.
+        settings: how long, with how many threads, on which backend of ours.
+        families: those of the cases' families that are judged; none named: all.
+        peers: names out of `PEERS`.
+        compile_times: whether to measure first calls in new processes.
+        own: whether to measure `properties` too.
+        tell: is told what is measured next.
 
     Raises:
         OptionError: there is no such peer.
@@ -108,21 +121,32 @@ def run(
     with Field(modules, settings) as field:
         for number, case in enumerate(chosen):
             tell(f"{number + 1}/{len(chosen)} {case.id}")
-            timings.append(measure(case, field))
+            timings.append(measure(case, field, families))
             found += [s for s in scores(timings[-1], limits) if not families or s.family in families]
         versions, lost = field.versions, field.lost
     firsts = _first_calls(found, settings, tell) if compile_times else {}
+    traits = properties(settings, limits, tell) if own else []
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Report(
-        when, host.describe(), settings, versions, skipped | lost, limits, timings, found, standings(found), firsts
+        when,
+        host.describe(),
+        settings,
+        versions,
+        skipped | lost,
+        limits,
+        timings,
+        found,
+        standings(found),
+        firsts,
+        traits,
     )
 
 
 def _limits(settings: Settings, skipped: dict[str, str]) -> Ceilings | None:
     """The machine's limits, which the CPU kernels' vocabulary measures; None, and why, where there are none."""
     try:
-        with Worker("limits", ceilings.__name__, settings.threads) as worker:
-            return ceilings.measured(worker, min(settings.rounds, 5), settings.seconds)
+        with Worker(ceilings.__name__, settings.threads) as worker:
+            return ceilings.measured(worker, min(settings.rounds, 3), settings.seconds)
     except WorkerError as error:
         skipped["limits"] = str(error)
         return None
@@ -142,18 +166,19 @@ def _first_calls(found: Sequence[Score], settings: Settings, tell: Tell) -> dict
 def _first_calls_of(score: Score, settings: Settings) -> FirstCalls:
     with tempfile.TemporaryDirectory() as cache:
         cold, warm = (first_call(score.case, score.ours, settings, cache) for _ in range(2))
-    return FirstCalls(score.case.name, score.ours, cold, warm)
+    return FirstCalls(score.case.title, score.ours, cold, warm)
 
 
 def _family(standing: Standing, firsts: dict[str, list[FirstCalls]]) -> dict[str, Any]:
-    found = {**asdict(standing), "met": standing.met}
-    family = found.pop("family")
+    family, found = standing.family, asdict(standing)
+    del found["family"]
     return {
-        "name": family["name"],
-        "title": family["title"],
-        "target": {"mean": family["mean"], "least": family["least"]},
+        "name": family.name,
+        "title": family.title,
+        "target": {"mean": family.mean, "least": family.least},
         **found,
-        "first_calls": [asdict(each) for each in firsts.get(standing.family.name, [])],
+        "met": standing.met,
+        "first_calls": [asdict(each) for each in firsts.get(family.name, [])],
     }
 
 

@@ -152,4 +152,4 @@ def _standing(family: Family, found: Sequence[Score]) -> Standing:
         return Standing(family, 0, wrong, None, None, None)
     least, score = min(compared, key=lambda pair: pair[0])
     mean = geometric_mean(ratio for ratio, _ in compared)
-    return Standing(family, len(compared), wrong, mean, least, f"{score.case.name} {score.ours}")
+    return Standing(family, len(compared), wrong, mean, least, f"{score.case.title} {score.ours}")

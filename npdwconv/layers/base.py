@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from npdwconv.errors import CheckpointError, ShapeError
+from npdwconv.kernels.steps import Step
 from npdwconv.layouts import Array
 
 if TYPE_CHECKING:
@@ -228,6 +229,10 @@ class Layer(Module, ABC):
     def fold(self) -> Self:
         """Fold each batch norm into the convolution before it, in place; returns the layer itself."""
         return self
+
+    def steps(self) -> list[Step] | None:
+        """What the layer does as steps of a network, for a backend that runs one whole; None where it cannot be."""
+        return None
 
 
 def join(prefix: str, name: str) -> str:

@@ -11,7 +11,9 @@ import numpy as np
 
 from npdwconv.arguments import as_array
 from npdwconv.errors import OptionError, ShapeError
+from npdwconv.kernels.steps import Step
 from npdwconv.layers.base import Arrays, Layer, Module, join
+from npdwconv.layers.frozen import Whole
 from npdwconv.layers.normalization import BatchNorm
 from npdwconv.layouts import Array
 
@@ -132,6 +134,7 @@ class Sequential(Container):
     def __init__(self, *layers: Layer | Mapping[str, Layer]) -> None:
         named: dict[str, Any] = {str(index): layer for index, layer in enumerate(layers)}
         super().__init__(layers[0] if len(layers) == 1 and isinstance(layers[0], Mapping) else named)
+        self._network: Whole | None = None
 
     def __len__(self) -> int:
         return len(self.children)
@@ -142,7 +145,28 @@ class Sequential(Container):
     def __getitem__(self, key: int | str) -> Layer:
         return self.children[key] if isinstance(key, str) else list(self.children.values())[key]
 
+    def freeze(self) -> Self:
+        super().freeze()
+        self._network = Whole(self.steps())
+        return self
+
+    def unfreeze(self) -> Self:
+        self._network = None
+        return super().unfreeze()
+
+    def steps(self) -> list[Step] | None:
+        joined: list[Step] = []
+        for layer in self.children.values():
+            inner = layer.steps()
+            if inner is None:
+                return None
+            before = len(joined)
+            joined += [step if step.adds is None else step._replace(adds=step.adds + before) for step in inner]
+        return joined
+
     def forward(self, x: Any, *, on_layer: OnLayer | None = None) -> Array:
+        if self._network is not None and on_layer is None and self._network.takes(x):
+            return self._network.forward(x)
         for name in self.children:
             x = self._forward(name, x, on_layer)
         return as_array("x", x)
@@ -188,6 +212,12 @@ class Residual(Container):
             )
         with np.errstate(all="ignore"):
             return np.add(whole, y)
+
+    def steps(self) -> list[Step] | None:
+        inner = self.inner.steps()
+        if not inner or inner[-1].kind != "pointwise" or inner[-1].adds is not None:
+            return None
+        return [*inner[:-1], inner[-1]._replace(adds=-1)]
 
     def backward(self, grad_out: Any, *, on_layer: OnLayer | None = None) -> Array:
         grad = as_array("grad_out", grad_out)

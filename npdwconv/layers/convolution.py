@@ -17,15 +17,17 @@ from npdwconv.depthwise import (
     depthwise_conv3d,
     depthwise_conv3d_backward,
 )
+from npdwconv.dispatch import TABLE, explain_backend, kernel
 from npdwconv.errors import ShapeError
 from npdwconv.folding import fold_batchnorm
+from npdwconv.kernels.steps import Step, Window
 from npdwconv.layers.base import Arrays, Layer
 from npdwconv.layers.elementwise import Activation
 from npdwconv.layers.initial import Rng, activation_name, uniform
 from npdwconv.layers.normalization import BatchNorm
 from npdwconv.layouts import LAYOUTS, Array
 from npdwconv.options import PADDING_MODES, integer, one_of, padding_form, per_axis
-from npdwconv.pointwise import pointwise_conv, pointwise_conv_backward
+from npdwconv.pointwise import pointwise_conv, pointwise_conv_backward, pointwise_plan
 
 Padding = int | str | tuple[int | tuple[int, int], ...]
 
@@ -95,6 +97,20 @@ class Convolution(Layer):
             return False
         self._forget()
         return True
+
+    def steps(self) -> list[Step] | None:
+        """One step, where padding reads nothing."""
+        if self.kind not in ("depthwise", "standard") or self.options["padding_mode"] != "zeros":
+            return None
+        weight = self._params["weight"]
+        if self.kind == "depthwise":
+            weight = weight[:, 0]
+        fields = (self.options[name] for name in ("stride", "padding", "dilation"))
+        return [self._step(weight, Window(self.kernel_size, *fields))]
+
+    def _step(self, weight: Array, window: Window | None = None) -> Step:
+        bias = self._params.get("bias")
+        return Step(self.kind, self.layout, np.ascontiguousarray(weight), bias, window, self.activation or "")
 
     def _absorb_norm(self, norm: BatchNorm) -> None:
         weight, bias = list(self._operands.values())[-2:]
@@ -227,6 +243,32 @@ class PointwiseConv(Convolution):
         ones = (1,) * integer("spatial_rank", spatial_rank, least=0)
         params = uniform(rng, dtype, (*channels[::-1], *ones), bias)
         super().__init__(channels, ones, params, layout, activation, {})
+        self._panels: tuple[Any] | None = None
+
+    def forward(self, x: Any) -> Array:
+        if self._panels is None or explain_backend(x).backend not in TABLE["pointwise_panels"][1]:
+            return super().forward(x)
+        self._check_channels(x)
+        operands = self._current()
+        plan = pointwise_plan(repr(self), x, operands["weight"], operands["bias"], self.layout, self.activation)
+        out = np.empty(plan.shape, plan.x.dtype)
+        run = kernel(repr(self), "pointwise_fwd", None, x)
+        run(plan.x, self._panels[0], plan.bias, out, self.layout, plan.activation)
+        return out
+
+    def _pack(self) -> None:
+        super()._pack()
+        if explain_backend().backend in TABLE["pointwise_panels"][1]:
+            weight = self._params["weight"]
+            self._panels = (kernel(repr(self), "pointwise_panels", None)(weight.reshape(weight.shape[:2])),)
+
+    def _unpack(self) -> None:
+        super()._unpack()
+        self._panels = None
+
+    def steps(self) -> list[Step] | None:
+        weight = self._params["weight"]
+        return [self._step(weight.reshape(weight.shape[:2]))]
 
     def _accepts(self, name: str, shape: tuple[int, ...]) -> bool:
         own = self._params[name].shape

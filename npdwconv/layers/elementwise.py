@@ -9,6 +9,7 @@ import numpy as np
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.arguments import Call
 from npdwconv.errors import ShapeError
+from npdwconv.kernels.steps import Step
 from npdwconv.layers.base import Layer
 from npdwconv.layouts import LAYOUTS, Array
 from npdwconv.options import one_of
@@ -74,6 +75,9 @@ class GlobalAveragePool(Layer):
             y = np.asarray(whole.mean(axis=axes, dtype=np.float64), dtype=whole.dtype)
         self._keep(whole.shape, y)
         return y
+
+    def steps(self) -> list[Step] | None:
+        return [Step("mean", layout=self.layout)]
 
     def backward(self, grad_out: Any) -> Array:
         shape, y = self._recall()

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from npdwconv.kernels.steps import Step
 from npdwconv.layers.base import join
 from npdwconv.layers.convolution import Convolution, Padding, window
 from npdwconv.layers.initial import Rng, activation_name, uniform
@@ -148,6 +149,11 @@ class StandardConv2d(Convolution):
         options = window(2, stride, padding, dilation, padding_mode)
         options["depthwise_weight"] = single_taps(channels[0], kernel, params["weight"].dtype)
         super().__init__(channels, kernel, params, layout, activation, options)
+
+    def steps(self) -> list[Step] | None:
+        """None where the weight is not finite, for as a step it meets the zeros of padding; or dilated."""
+        plain = set(self.options["dilation"]) == {1} and bool(np.isfinite(self._params["weight"]).all())
+        return super().steps() if plain else None
 
     def _current(self) -> dict[str, Array | None]:
         operands = super()._current()

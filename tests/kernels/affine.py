@@ -8,20 +8,21 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from npdwconv.kernels.cpu import engine
+from npdwconv.kernels import watchers
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.simd import Vectors
+from npdwconv.kernels.watchers import Compiling
 
 LANES = 8
 compiled: list[str] = []  # what this process compiled
 
 
-def _remember(news):
-    if isinstance(news, engine.Compiled):
+def _remember(news: Compiling) -> None:
+    if news.seconds is not None:
         compiled.append(news.kernel)
 
 
-engine.watchers.append(_remember)
+watchers._watchers.append(_remember)
 
 
 @intrinsic

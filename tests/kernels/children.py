@@ -22,6 +22,7 @@ def start(code: str, *, root: Path = PACKAGE.parent, **variables: Any) -> subpro
     environment = {name: value for name, value in (os.environ | changed).items() if value is not None}
     return subprocess.Popen(
         [sys.executable, "-c", dedent(code)],
+        cwd=root,
         env={name: str(value) for name, value in environment.items()},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -36,11 +37,11 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
             out, errors = process.communicate(timeout=seconds)
         finally:
             process.kill()
-    assert process.returncode == 0, f"ended with {process.returncode}: {errors}"
+    assert process.returncode == 0, f"ended with {process.returncode} after {out[-200:]!r}: {errors}"
     assert errors == ""
     return out.strip()
 
 
-def run(code: str, **options: Any) -> str:
+def run(code: str, *, seconds: float = 120, **options: Any) -> str:
     """What a process that runs ``code`` prints."""
-    return finish(start(code, **options))
+    return finish(start(code, **options), seconds)

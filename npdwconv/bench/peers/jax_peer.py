@@ -14,12 +14,14 @@ from npdwconv.bench.operands import Operands
 from npdwconv.bench.participant import Way
 from npdwconv.layouts import Array
 
-jax: Any = import_module("jax")
+jax: Any = None  # `setup` imports it
 MOST = 200_000_000  # multiply-adds beyond which a depthwise convolution takes seconds a call, and is left out
 
 
 def setup(threads: int) -> str:
     """The threads were set by this process's environment."""
+    global jax
+    jax = import_module("jax")
     jax.config.update("jax_platforms", "cpu")
     return str(jax.__version__)
 

@@ -15,11 +15,14 @@ from npdwconv.bench.participant import Way
 from npdwconv.bench.peers.onnx_graph import Graph, graphs
 from npdwconv.layouts import Array
 
-runtime: Any = import_module("onnxruntime")
-_options: Any = runtime.SessionOptions()
+runtime: Any = None  # `setup` imports it
+_options: Any = None
 
 
 def setup(threads: int) -> str:
+    global runtime, _options
+    runtime = import_module("onnxruntime")
+    _options = runtime.SessionOptions()
     _options.intra_op_num_threads = threads
     _options.inter_op_num_threads = 1
     _options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_ENABLE_ALL

@@ -15,13 +15,16 @@ from npdwconv.bench.participant import Way
 from npdwconv.bench.peers.onnx_graph import Graph, graphs
 from npdwconv.layouts import Array
 
-openvino: Any = import_module("openvino")
-_core: Any = openvino.Core()
+openvino: Any = None  # `setup` imports it
+_core: Any = None
 _settings: dict[str, Any] = {}
 
 
 def setup(threads: int) -> str:
     """Without the last hint a CPU that has bfloat16 units computes in bfloat16."""
+    global openvino, _core
+    openvino = import_module("openvino")
+    _core = openvino.Core()
     _settings.update(
         INFERENCE_NUM_THREADS=threads, NUM_STREAMS=1, PERFORMANCE_HINT="LATENCY", INFERENCE_PRECISION_HINT="f32"
     )

@@ -13,12 +13,15 @@ from npdwconv.bench.operands import Operands
 from npdwconv.bench.participant import Way
 from npdwconv.layouts import Array
 
-torch: Any = import_module("torch")
-functional: Any = torch.nn.functional
+torch: Any = None  # `setup` imports it
+functional: Any = None
 Call = Callable[[], Any]
 
 
 def setup(threads: int) -> str:
+    global torch, functional
+    torch = import_module("torch")
+    functional = torch.nn.functional
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     return str(torch.__version__)

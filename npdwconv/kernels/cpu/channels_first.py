@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdwconv.kernels.cpu import columns
-from npdwconv.kernels.cpu.columns import Phases, finish_edge, finish_inner, gather_edge, gather_inner, start
+from npdwconv.kernels.cpu.columns import Phases, finish_edge, finish_inner, gather_array, gather_inside, gather_lanes, start
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
@@ -22,18 +22,21 @@ from npdwconv.kernels.cpu.spec import Fixed
 from npdwconv.layouts import Array
 
 POINTERS = ("source", "weight", "bias_at", "out", "other")
+ROWS = (14, 8, 4, 2, 1)
+WHOLE = 200_000  # multiply-adds from which a tile compiled for planes of one height pays
 ITEMS = 64  # about as many work items as a launch has
 
 
 def _planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
     """A run of units, tile by tile."""
-    first = item * task.group
-    for unit in range(first, min(first + task.group, task.units)):
-        slice_ = unit // task.blocks
-        block = unit - slice_ * task.blocks
-        plane = slice_ // task.out_d
-        depth = slice_ - plane * task.out_d
-        channel = plane % task.channels
+    unit = item * task.group
+    last = min(unit + task.group, task.units)
+    slice_ = unit // task.blocks
+    block = unit - slice_ * task.blocks
+    plane = slice_ // task.out_d
+    depth = slice_ - plane * task.out_d
+    channel = plane % task.channels
+    while unit < last:
         weight = task.weight + channel * task.folds * task.kernel * task.weight_size
         bias = task.bias_at + channel * task.bias_size
         place = plane * task.out_plane + depth * task.out_slice + task.out_first
@@ -46,7 +49,12 @@ def _planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
             top = p * task.row_step - task.low_h
             for q in range(0, task.out_w, task.tile_columns):
                 left = q * task.column_step - task.low_w
-                inner = task.wide and left >= 0 and left + task.reach <= task.width and q + task.tile_columns <= task.full_w
+                inside = task.wide and left >= 0 and left + task.reach <= task.width and q + task.tile_columns <= task.full_w
+                at = first_plane + front + t0 * task.dilation_d
+                begin = (at * task.height + max(top, 0)) * task.width + left
+                at = first_plane + front + (task.folds - 1) * task.depth + (t1 - 1) * task.dilation_d
+                end = (at * task.height + min(top + task.tile_height, task.height) - 1) * task.width + left + task.reach
+                array = task.merges and begin >= 0 and end <= task.source_end
                 sums = start(task, bias)
                 for m in range(task.folds):
                     for t in range(t0, t1):
@@ -54,19 +62,32 @@ def _planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
                         x = task.source + ((at * task.height + top) * task.width + left) * task.source_size
                         tap = m * task.kernel + (task.tap_d + t * task.tap_step_d) * task.kernel_plane
                         w = weight + tap * task.weight_size
-                        if inner:
-                            sums = gather_inner(task, sums, x, w, top, left)
+                        if inside:
+                            sums = gather_inside(task, sums, x, w, top, left)
+                        elif array:
+                            sums = gather_array(task, sums, x, w, top, left)
                         else:
-                            sums = gather_edge(task, sums, x, w, top, left)
+                            sums = gather_lanes(task, sums, x, w, top, left)
                 here = place + p * task.row_kinds * task.out_pitch + q * task.column_kinds * task.out_step
                 o = task.out + here * task.out_size
                 y = task.other + here * task.other_size
                 rows = (p1 - p) * task.row_kinds
                 rows = min(rows, task.out_rows - p * task.row_kinds)
-                if inner:
+                if inside:
                     finish_inner(task, sums, o, y, rows, 0)
                 else:
                     finish_edge(task, sums, o, y, rows, task.out_columns - q * task.column_kinds)
+        unit += 1
+        block += 1
+        if block == task.blocks:
+            block = 0
+            depth += 1
+        if depth == task.out_d:
+            depth = 0
+            plane += 1
+            channel += 1
+        if channel == task.channels:
+            channel = 0
 
 
 planes = Kernel(_planes)
@@ -176,11 +197,25 @@ def _launch(call: Call, depth: Sweep, h: Axis, w: Axis) -> Launch:
     names = tuple(d.name if d is not None else "" for d in call.dtypes)
     dtype = max((STORED[name][2] for name in names if name))
     lanes = machine().lanes(STORED[dtype][1])
-    rows, vectors = _shape(h, w, lanes)
     kernel = (*(1,) * (4 - len(call.weight)), *call.weight[1:])
     source, out = (shape[:2] + (1,) * (5 - len(shape)) + shape[2:] for shape in (call.source, call.out))
     multiplier = call.weight[0] // min(source[1], out[1])
     batch, channels, out_d, out_h, out_w = out
+    few = {
+        "folds": multiplier if call.fold else 1,
+        "spread": 1 if call.fold else multiplier,
+        "out_d": depth.out,
+        "depth": depth.size,
+        "stride_d": depth.stride,
+        "low_d": depth.low,
+        "dilation_d": depth.dilation,
+        "taps_d": depth.taps,
+        "tap_d": depth.tap_first,
+        "tap_step_d": depth.tap_step,
+    }
+    taps = prod(sum(len(phase) for phase in axis.phases) for axis in (h, w)) * depth.taps
+    work = batch * channels * depth.out * h.out * w.out * taps * few["folds"]
+    rows, vectors, splits, whole = _shape(h, w, lanes, work)
     row_tiles = -(-h.out // rows)
     slices = batch * channels * depth.out
     blocks = min(row_tiles, max(1, ITEMS // slices)) if slices < ITEMS else 1
@@ -198,6 +233,7 @@ def _launch(call: Call, depth: Sweep, h: Axis, w: Axis) -> Launch:
         "activation": call.activation,
         "rows": rows,
         "vectors": vectors,
+        "splits": splits,
         "tile_columns": tile_columns,
         "row_taps": columns.written(h.phases),
         "column_taps": columns.written(w.phases),
@@ -209,13 +245,16 @@ def _launch(call: Call, depth: Sweep, h: Axis, w: Axis) -> Launch:
         "out_step": w.out_step,
         "wide": h.out > 0 and w.out >= tile_columns,
         "reach": reach,
+        "tile_height": (rows - 1) * h.step + max((o for phase in h.phases for o, _ in phase), default=0) + 1,
+        "merges": machine().name == "AVX-512",
+        "parts": 1 if w.out <= lanes and w.size + w.low <= lanes else w.step,
     }
     numbers: dict[str, int] = {
         "group": group,
         "units": units,
-        "blocks": blocks,
         "block_rows": block_rows,
         "channels": channels,
+        "source_end": prod(source),
         "kernel": prod(kernel),
         "kernel_plane": kernel[1] * kernel[2],
         "out_plane": out_d * out_h * out_w,
@@ -232,36 +271,24 @@ def _launch(call: Call, depth: Sweep, h: Axis, w: Axis) -> Launch:
         "low_h": h.low,
         "low_w": w.low,
     }
-    few = {
-        "folds": multiplier if call.fold else 1,
-        "spread": 1 if call.fold else multiplier,
-        "out_d": depth.out,
-        "depth": depth.size,
-        "stride_d": depth.stride,
-        "low_d": depth.low,
-        "dilation_d": depth.dilation,
-        "taps_d": depth.taps,
-        "tap_d": depth.tap_first,
-        "tap_step_d": depth.tap_step,
-    }
+    few["blocks"] = blocks
     flat = depth == Sweep(1, 1, 1, 1, 1, 0)
-    compiled_in = {name: value for name, value in few.items() if value == 1 or (flat and name not in ("folds", "spread"))}
+    compiled_in = {name: value for name, value in few.items() if value == 1 or (flat and name not in ("folds", "spread", "blocks"))}
     fixed |= compiled_in
     numbers |= {name: value for name, value in few.items() if name not in compiled_in}
-    taps = prod(sum(len(phase) for phase in axis.phases) for axis in (h, w)) * depth.taps
-    work = batch * channels * depth.out * h.out * w.out * taps * few["folds"]
+    if whole:
+        for name in ("height", "low_h", "out_h", "out_rows", "block_rows"):
+            fixed[name] = numbers.pop(name)
     return Launch(planes, POINTERS, fixed, numbers, items=-(-units // group), work=work)
 
 
-def _shape(h: Axis, w: Axis, lanes: int) -> tuple[int, int]:
-    """Rows and vectors of a tile."""
+def _shape(h: Axis, w: Axis, lanes: int, work: int) -> tuple[int, int, int, bool]:
+    """Rows, vectors and splits of a tile, and whether it is a whole plane, compiled for its height."""
     kinds = len(h.phases) * len(w.phases)
-    budget = 14 if machine().registers == 32 else 8
-    taps = max(len(phase) for phase in w.phases)
-    vectors = 1 if w.out <= lanes or (taps <= 3 and h.out > 1) else 2
-    if h.out == 1:
-        vectors = min(-(-w.out // lanes), max(1, 8 // kinds))
+    budget = 16 if machine().registers == 32 else 8
+    vectors = min(-(-w.out // lanes), max(1, 8 // kinds)) if h.out == 1 else 1
     most = max(1, budget // (kinds * vectors))
-    choices = [r for r in (7, 4, 3, 2, 1) if r <= most]
-    rows = min(choices, key=lambda r: -(-h.out // r) * (r + 1))
-    return rows, vectors
+    whole = work >= WHOLE and h.out <= most and w.out <= lanes
+    rows = h.out if whole else min((r for r in ROWS if r <= most), key=lambda r: -(-h.out // r) * (r + 1))
+    splits = 1 if rows * vectors * kinds >= 8 else 2
+    return rows, vectors, splits, whole

@@ -23,7 +23,9 @@ from npdwconv.kernels.cpu.spec import Spec, field
 from npdwconv.kernels.cpu.vectors import VectorType
 
 Phases = list[list[tuple[int, int]]]  # for each phase of an axis its (offset in the source, tap) pairs
+Shifts = dict[int, list[tuple[int, int]]]  # column offset -> the (column phase, tap) pairs that read it
 
+HELD = 12  # kernels of so many taps stay in registers as a whole
 SHUFFLED = 4  # the widest column step that is taken apart or put together by shuffles
 
 
@@ -66,17 +68,17 @@ class Tile:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.rows, self.vectors = int(spec.rows), int(spec.vectors)
+        self.rows, self.vectors, self.splits = int(spec.rows), int(spec.vectors), int(spec.splits)
         self.row_phases, self.column_phases = read(str(spec.row_taps)), read(str(spec.column_taps))
         self.row_step, self.column_step = int(spec.row_step), int(spec.column_step)
-        self.dtype = str(spec.dtype)
+        self.dtype, self.merges = str(spec.dtype), bool(spec.merges)
 
     def vectors_of(self, builder: Any) -> Vectors:
         return Vectors(builder, self.dtype)
 
     @property
     def sums(self) -> int:
-        """How many vectors of sums it has."""
+        """How many vectors of results it has; each is the sum of `splits` sums, so that FMAs need not wait."""
         return self.rows * len(self.row_phases) * self.vectors * len(self.column_phases)
 
     def place(self, row: int, row_phase: int, vector: int, column_phase: int) -> int:
@@ -85,11 +87,25 @@ class Tile:
         return place * len(self.column_phases) + column_phase
 
     def tuple(self) -> Any:
-        return types.UniTuple(VectorType(self.dtype, self.vectors_of(None).lanes), self.sums)
+        return types.UniTuple(VectorType(self.dtype, self.vectors_of(None).lanes), self.sums * self.splits)
 
-    def shifts(self) -> dict[int, list[tuple[int, int]]]:
-        """Column offset -> the (column phase, tap) pairs that read it."""
-        found: dict[int, list[tuple[int, int]]] = {}
+    def row_taps(self) -> list[int]:
+        """The row taps that any phase uses."""
+        return sorted({tap for phase in self.row_phases for _, tap in phase})
+
+    def groups(self) -> list[Shifts]:
+        """Column offsets whose taps stay in registers while all rows pass: all of them, or those that share loads."""
+        shifts = self.shifts()
+        if len(self.row_taps()) * sum(map(len, shifts.values())) <= HELD:
+            return [shifts]
+        step = self.column_step if self.column_step <= SHUFFLED else 1
+        groups: dict[int, Shifts] = {}
+        for offset, pairs in shifts.items():
+            groups.setdefault(offset // step, {})[offset] = pairs
+        return list(groups.values())
+
+    def shifts(self) -> Shifts:
+        found: Shifts = {}
         for phase, pairs in enumerate(self.column_phases):
             for offset, tap in pairs:
                 found.setdefault(offset, []).append((phase, tap))
@@ -97,10 +113,15 @@ class Tile:
 
 
 class Columns:
-    """The input columns under a tile: vectors of them by offset, and which of their lanes are in the image."""
+    """The input columns under a tile: vectors of them by offset, and which of their lanes are in the image.
 
-    def __init__(self, v: Vectors, tile: Tile, left: Value, width: Value, *, edge: bool) -> None:
-        self.v, self.step, self.edge = v, tile.column_step, edge
+    ``reads`` says what a vector may load: "inside" (all its columns are in the image), "array" (all are in the array:
+    lanes outside the image hold something, which the sums leave out) or "lanes" (only those in the image).
+    """
+
+    def __init__(self, v: Vectors, tile: Tile, left: Value, width: Value, reads: str) -> None:
+        self.v, self.step, self.reads = v, tile.column_step, reads
+        self.parts = min(tile.column_step, int(tile.spec.parts))
         self.stored, self.size = str(tile.spec.source_type), STORED[str(tile.spec.source_type)][1]
         b = v.builder
         self._left, self._width = v.splat(b.trunc(left, I32)), v.splat(b.trunc(width, I32))
@@ -108,14 +129,13 @@ class Columns:
         for offset in tile.shifts():
             for vector in range(tile.vectors):
                 self.exist(offset, vector)
+                self._prepare(offset, vector)
 
     def exist(self, offset: int, vector: int) -> Value | None:
         """The mask of the lanes whose input column is in the image; None where all are."""
-        first = offset + vector * self.v.lanes * self.step
-        if self._shuffled:
-            for part in range(self.step):
-                self._mask(self._grid(offset, vector) + part * self.v.lanes, 1)
-        return self._mask(first, self.step)
+        if self.reads == "inside":
+            return None
+        return self._mask(offset + vector * self.v.lanes * self.step, self.step)
 
     def load(self, row: Value, offset: int, vector: int, seen: dict[int, Value]) -> Value:
         """The input columns that ``vector`` reads with a tap at ``offset``; ``seen`` keeps a row's loads."""
@@ -124,9 +144,9 @@ class Columns:
             return self._consecutive(row, first, seen)
         if not self._shuffled:
             step = int64(self.step * self.size)
-            return self.v.gather(self.v.at(row, first * self.size), step, self.stored, self._mask(first, self.step))
+            return self.v.gather(self.v.at(row, first * self.size), step, self.stored, self._loaded(first, self.step))
         grid = self._grid(offset, vector)
-        parts = [self._consecutive(row, grid + part * self.v.lanes, seen) for part in range(self.step)]
+        parts = [self._consecutive(row, grid + part * self.v.lanes, seen) for part in range(self.parts)]
         return pick(self.v, parts, [first - grid + lane * self.step for lane in range(self.v.lanes)])
 
     @property
@@ -138,12 +158,21 @@ class Columns:
 
     def _consecutive(self, row: Value, offset: int, seen: dict[int, Value]) -> Value:
         if offset not in seen:
-            seen[offset] = self.v.load(self.v.at(row, offset * self.size), self.stored, self._mask(offset, 1))
+            seen[offset] = self.v.load(self.v.at(row, offset * self.size), self.stored, self._loaded(offset, 1))
         return seen[offset]
 
-    def _mask(self, offset: int, step: int) -> Value | None:
-        if not self.edge:
-            return None
+    def _prepare(self, offset: int, vector: int) -> None:
+        """Make the masks that loads need, before any branch."""
+        if not self._shuffled:
+            self._loaded(offset + vector * self.v.lanes * self.step, self.step)
+            return
+        for part in range(self.parts):
+            self._loaded(self._grid(offset, vector) + part * self.v.lanes, 1)
+
+    def _loaded(self, offset: int, step: int) -> Value | None:
+        return self._mask(offset, step) if self.reads == "lanes" else None
+
+    def _mask(self, offset: int, step: int) -> Value:
         if (offset, step) not in self._masks:
             b, lanes = self.v.builder, self.v.lanes
             places = ir.Constant(ir.VectorType(I32, lanes), [offset + lane * step for lane in range(lanes)])
@@ -152,8 +181,10 @@ class Columns:
 
 
 def pick(v: Vectors, parts: Sequence[Value], places: Sequence[int]) -> Value:
-    """Lanes of the concatenation of ``parts``, by one shuffle for every part but the first."""
+    """Lanes of the concatenation of ``parts`` (zero for a place beyond it), by a shuffle for every part but one."""
     lanes, result = v.lanes, parts[0]
+    if len(parts) == 1:
+        return v.shuffle(result, v.zero(), [min(place, lanes) for place in places])
     taken = [place if place < lanes else 0 for place in places]
     for index, part in enumerate(parts[1:], 1):
         low = index * lanes
@@ -166,6 +197,8 @@ def pick(v: Vectors, parts: Sequence[Value], places: Sequence[int]) -> Value:
 def interleave(v: Vectors, parts: Sequence[Value]) -> list[Value]:
     """The lanes of ``parts`` in turn: as many vectors, in order of memory."""
     count, lanes = len(parts), v.lanes
+    if count == 1:
+        return list(parts)
     turns = [divmod(place, count) for place in range(count * lanes)]
     places = [phase * lanes + lane for lane, phase in turns]
     return [pick(v, parts, places[k * lanes : (k + 1) * lanes]) for k in range(count)]
@@ -195,7 +228,8 @@ def start(typing: Any, task: Any, bias: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         v = tile.vectors_of(builder)
         value = v.splat(v.load_scalar(arguments[1], stored)) if stored else v.zero()
-        return context.make_tuple(builder, result, [value] * tile.sums)
+        rest = [v.zero()] * (tile.sums * (tile.splits - 1))
+        return context.make_tuple(builder, result, [value] * tile.sums + rest)
 
     return result(task, bias), generate
 
@@ -212,7 +246,37 @@ class Weights:
         return self.v.splat(self.v.load_scalar(self.v.at(self.address, place), self.stored))
 
 
-def _gather(*, edge: bool) -> Any:
+class Rows:
+    """Which of a tile's input rows are in the image: bits of one register where they fit in it."""
+
+    def __init__(self, builder: Any, rows: list[int], top: Value, height: Value) -> None:
+        self.builder, self.rows, self.top, self.height = builder, rows, top, height
+        self.bits = None
+        if len(rows) <= 32 and not isinstance(top, ir.Constant):
+            self.bits = int64(0)
+            for place, row in enumerate(rows):
+                bit = builder.select(self._inside(row), int64(1 << place), int64(0))
+                self.bits = builder.or_(self.bits, bit)
+
+    def row(self, row: int) -> Value:
+        if self.bits is None:
+            return self._inside(row)
+        bit = self.builder.and_(self.bits, int64(1 << self.rows.index(row)))
+        return self.builder.icmp_unsigned("!=", bit, int64(0))
+
+    def _inside(self, row: int) -> Value:
+        return self.builder.icmp_unsigned("<", self.builder.add(self.top, int64(row)), self.height)
+
+
+def opaque(builder: Any, address: Value) -> Value:
+    """The same address, but LLVM does not know that: what is computed from it is not kept for another group's use.
+
+    Else the addresses of all rows are, in memory, for there are not so many registers.
+    """
+    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], False)
+
+
+def _gather(reads: str) -> Any:
     @intrinsic
     def gather(typing: Any, task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any) -> Any:
         """Add one plane's taps to the sums of the tile whose origin reads row ``top``, column ``left`` of ``x``."""
@@ -222,15 +286,18 @@ def _gather(*, edge: bool) -> Any:
             task_, sums_, x_, weight_, top_, left_ = arguments
             v = tile.vectors_of(builder)
             height, width = field_or_fixed(builder, spec, task_, "height"), field_or_fixed(builder, spec, task_, "width")
-            columns = Columns(v, tile, left_, width, edge=edge)
+            columns = Columns(v, tile, left_, width, reads)
             pitch = v.index(width, columns.size)
             weights = Weights(v, spec, weight_)
-            acc = [builder.extract_value(sums_, i) for i in range(tile.sums)]
-            for row, reaches in meetings(tile.rows, tile.row_step, tile.row_phases).items():
-                exists = builder.icmp_unsigned("<", v.at(top_, row), height)
-                with _where(builder, exists, acc) as changed:
-                    place = v.at(x_, builder.mul(pitch, int64(row)))
-                    _add_row(tile, columns, weights, place, reaches, changed)
+            acc = [builder.extract_value(sums_, i) for i in range(tile.sums * tile.splits)]
+            rows = meetings(tile.rows, tile.row_step, tile.row_phases)
+            exist = Rows(builder, list(rows), top_, height)
+            for shifts in tile.groups():
+                taps, place, at = _taps(tile, columns, weights, shifts), opaque(builder, x_), 0
+                for row, reaches in rows.items():
+                    place, at = v.at(place, builder.mul(pitch, int64(row - at))), row
+                    with _where(builder, exist.row(row), acc) as changed:
+                        _add_row(tile, columns, taps, place, shifts, reaches, changed)
             return context.make_tuple(builder, sums, acc)
 
         return sums(task, sums, x, weight, top, left), generate
@@ -238,19 +305,38 @@ def _gather(*, edge: bool) -> Any:
     return gather
 
 
+Taps = dict[tuple[int, int, int], Value]  # (row tap, column tap, vector) -> the weight in the lanes that it counts in
+
+
+def _taps(tile: Tile, columns: Columns, weights: Weights, shifts: Shifts) -> Taps:
+    """The weights of some column offsets; without merging FMAs zero where the column is outside, as the input is."""
+    v, taps = columns.v, Taps()
+    for row in tile.row_taps():
+        for offset, pairs in shifts.items():
+            for _, column in pairs:
+                weight = weights.tap(row, column)
+                for vector in range(tile.vectors):
+                    exist = None if tile.merges else columns.exist(offset, vector)
+                    taps[row, column, vector] = weight if exist is None else v.builder.select(exist, weight, v.zero())
+    return taps
+
+
 def _add_row(
-    tile: Tile, columns: Columns, weights: Weights, row: Value, reaches: list[Reach], acc: list[Value]
+    tile: Tile, columns: Columns, taps: Taps, row: Value, shifts: Shifts, reaches: list[Reach], acc: list[Value]
 ) -> None:
-    """Add what one input row gives to every sum that reads it."""
+    """Add what some column offsets of one input row give to every sum that reads them."""
     v, seen = columns.v, dict[int, Value]()
-    for offset, pairs in tile.shifts().items():
+    for turn, (offset, pairs) in enumerate(tile.shifts().items()):
+        if offset not in shifts:
+            continue
+        split = turn % tile.splits * tile.sums
         inputs = [columns.load(row, offset, vector, seen) for vector in range(tile.vectors)]
         for reach in reaches:
             for phase, tap in pairs:
-                weight = weights.tap(reach.tap, tap)
                 for vector, value in enumerate(inputs):
-                    place = tile.place(reach.row, reach.phase, vector, phase)
-                    acc[place] = v.fma(value, weight, acc[place], columns.exist(offset, vector))
+                    place = split + tile.place(reach.row, reach.phase, vector, phase)
+                    exist = columns.exist(offset, vector) if tile.merges else None
+                    acc[place] = v.fma(value, taps[reach.tap, tap, vector], acc[place], exist)
 
 
 def field_or_fixed(builder: Any, spec: Spec, task: Value, name: str) -> Value:
@@ -258,7 +344,7 @@ def field_or_fixed(builder: Any, spec: Spec, task: Value, name: str) -> Value:
     return int64(int(getattr(spec, name))) if spec.knows(name) else field(builder, spec, task, name)
 
 
-gather_inner, gather_edge = _gather(edge=False), _gather(edge=True)
+gather_inside, gather_array, gather_lanes = _gather("inside"), _gather("array"), _gather("lanes")
 
 
 def _finish(*, edge: bool) -> Any:
@@ -270,21 +356,27 @@ def _finish(*, edge: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, out_, other_, rows_, columns_ = arguments
             v = tile.vectors_of(builder)
-            store = Output(v, tile, field(builder, spec, task_, "out_pitch"), columns_ if edge else None)
+            store = Output(v, tile, field_or_fixed(builder, spec, task_, "out_pitch"), columns_ if edge else None)
             kinds = len(tile.row_phases)
             for row in range(tile.rows * kinds):
                 with builder.if_then(builder.icmp_signed("<", int64(row), rows_), likely=True):
                     for vector in range(tile.vectors):
                         first = tile.place(row // kinds, row % kinds, vector, 0)
-                        parts = [
-                            builder.extract_value(sums_, first + phase) for phase in range(len(tile.column_phases))
-                        ]
+                        parts = [_total(tile, builder, sums_, first + phase) for phase in range(len(tile.column_phases))]
                         store.write(parts, out_, other_, row, vector)
             return context.get_dummy_value()
 
         return types.none(task, sums, out, other, rows, columns), generate
 
     return finish
+
+
+def _total(tile: Tile, builder: Any, sums: Value, place: int) -> Value:
+    """One vector of results."""
+    total = builder.extract_value(sums, place)
+    for split in range(1, tile.splits):
+        total = builder.fadd(total, builder.extract_value(sums, place + split * tile.sums), flags=("contract", "nsz"))
+    return total
 
 
 class Output:

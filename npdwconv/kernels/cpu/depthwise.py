@@ -21,7 +21,11 @@ from npdwconv.kernels.reference.borders import pad_bwd, pad_fwd
 from npdwconv.layouts import Array
 from npdwconv.precision import accumulator
 
-_ROOMS = {"channels_first": channels_first, "channels_last": channels_last}
+def _gather_first(source, weight, bias, out, passes, name, factor):  # type: ignore[no-untyped-def] - until it takes them
+    channels_first.gather_all(source, weight, bias, out, passes, name, factor, fold=source.shape[1] > out.shape[1])
+
+
+_GATHER = {"channels_first": _gather_first, "channels_last": channels_last.gather}
 _FIRST_AXIS = {"channels_first": 2, "channels_last": 1}
 
 _forward, _adjoint = lru_cache(phases.forward), lru_cache(phases.adjoint)
@@ -39,7 +43,7 @@ def _gather(
 ) -> None:
     written, name = target(out), "" if activation is None else activation.name
     b, factor = None if bias is None else plain(bias), None if other is None else plain(other)
-    _ROOMS[layout].gather(plain(source), plain(weight), b, written, passes, name, factor)
+    _GATHER[layout](plain(source), plain(weight), b, written, passes, name, factor)
     deliver(written, out)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from npdwconv.kernels.cpu.threading import compiling
+
 I8P, I32, I64 = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
 VOID, I64P = ir.VoidType(), I64.as_pointer()
 KERNEL = ir.FunctionType(I8P, [I64P, I64])
@@ -105,18 +107,20 @@ _engines: list[Any] = []  # code lives as long as the process
 
 def address(module: Any, name: str) -> int:
     """Where the function ``name`` of an LLVM module begins, compiled."""
-    _initialise()
-    engine = _engine(llvm.parse_assembly(str(module)))
-    return int(engine.get_function_address(name))
+    with compiling:
+        _initialise()
+        engine = _engine(llvm.parse_assembly(str(module)))
+        return int(engine.get_function_address(name))
 
 
 def loaded(machine: bytes, name: str) -> int:
     """Where the function ``name`` of an object file begins, loaded."""
-    _initialise()
-    engine = _engine(llvm.parse_assembly(""))
-    engine.add_object_file(llvm.ObjectFileRef.from_data(machine))
-    engine.finalize_object()
-    return int(engine.get_function_address(name))
+    with compiling:
+        _initialise()
+        engine = _engine(llvm.parse_assembly(""))
+        engine.add_object_file(llvm.ObjectFileRef.from_data(machine))
+        engine.finalize_object()
+        return int(engine.get_function_address(name))
 
 
 def _engine(module: Any) -> Any:

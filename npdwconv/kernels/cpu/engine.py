@@ -9,14 +9,12 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import inspect
-import os
 import struct
-import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -29,26 +27,11 @@ from numba.core.runtime import nrt
 
 from npdwconv.kernels.cpu import drivers, store
 from npdwconv.kernels.cpu.spec import Fixed, Spec, TaskType, sources
-from npdwconv.kernels.cpu.threading import enter, leave, threads_for
+from npdwconv.kernels.cpu.threading import compiling, enter, leave, threads_for
+from npdwconv.kernels.watchers import Compiling, tell
 from npdwconv.layouts import Array
 
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
-
-
-class Compiled(NamedTuple):
-    """What a watcher is told of: a kernel was compiled, and how long that took."""
-
-    kernel: str
-    seconds: float
-
-
-# called with a kernel's name before it is compiled, and with `Compiled` after
-watchers: list[Callable[[str | Compiled], None]] = []
-
-# One compilation at a time. A fork waits for it, for in a child the thread that would free Numba's locks is not there.
-_lock = threading.RLock()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
 
 def compiled(function: Callable[..., Any]) -> Any:
@@ -73,14 +56,14 @@ class Kernel:
         """The address of the code for ``spec``: a C function of (block, item)."""
         found = self._entries.get(spec)
         if found is None:
-            with _lock:
+            with compiling:
                 found = self._entries.get(spec) or self._find(spec)
                 self._entries[spec] = found
         return found
 
     def assembly(self, spec: Spec) -> str:
         """The code for ``spec`` in the machine's assembly language."""
-        with _lock:
+        with compiling:
             return str(self._compile(spec).library.get_asm_str())
 
     def _find(self, spec: Spec) -> int:
@@ -92,23 +75,18 @@ class Kernel:
         return drivers.loaded(code.machine, code.entry)
 
     def _build(self, spec: Spec) -> store.Code:
-        _tell(self.name)
+        tell(Compiling(self.name))
         began = time.perf_counter()
         result = self._compile(spec)
         machine = result.library.serialize_using_object_code()[2][0]
         code = store.Code(result.fndesc.llvm_cfunc_wrapper_name, _calls(result.library), machine)
-        _tell(Compiled(self.name, time.perf_counter() - began))
+        tell(Compiling(self.name, time.perf_counter() - began))
         return code
 
     def _compile(self, spec: Spec) -> Any:
         signature = (TaskType(spec), types.int64)
         self.dispatcher.compile(signature)
         return self.dispatcher.overloads[signature]
-
-
-def _tell(news: str | Compiled) -> None:
-    for watcher in watchers:
-        watcher(news)
 
 
 def _calls(library: Any) -> tuple[str, ...]:

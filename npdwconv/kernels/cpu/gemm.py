@@ -19,9 +19,12 @@ from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu import activate
 from npdwconv.kernels.cpu.engine import Kernel, compiled
-from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
+from npdwconv.kernels.cpu.simd import I32, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 
+import os
+PF = int(os.environ.get('PF','0'))
+BANK = 7  # rows of a tile whose addresses share a base, so that the general registers suffice
 UNROLLED = 2  # steps of the depth in one round of a tile's loop
 
 
@@ -47,6 +50,21 @@ def _phi(builder: Any, value: Value, block: Any) -> Value:
     phi = builder.phi(value.type)
     phi.add_incoming(value, block)
     return phi
+
+
+def _opaque(builder: Any, value: Value) -> Value:
+    """``value``, of which LLVM knows nothing, so that it computes no address in some other way than the one written."""
+    kind = ir.FunctionType(value.type, [value.type])
+    return builder.asm(kind, "", "=r,0", [value], False)
+
+
+def _prefetch(builder: Any, address: Value, *, write: bool) -> None:
+    """Ask for the line at ``address``, which need not exist."""
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
+    module, name = builder.module, "llvm.prefetch.p0"
+    function = module.globals.get(name) or ir.Function(module, kind, name)
+    builder.call(function, [pointer, I32(int(write)), I32(3), I32(1)])
 
 
 def transposed(v: Vectors, values: Sequence[Value]) -> list[Value]:
@@ -100,34 +118,50 @@ class _Tile:
         """The mask of one of the tile's vectors: only the last can be partial."""
         return mask if vector == self.vectors - 1 else None
 
-    def sums(self, a: Value, panel: Value, depth: Value, first: list[Value], count: Value | None) -> list[Value]:
+    def sums(
+        self, a: Value, panel: Value, depth: Value, first: list[Value], mask: Value | None, count: Value | None
+    ) -> list[Value]:
         """``first`` plus the products over the depth."""
         b, v, spec = self.builder, self.v, self.spec
         size = int(spec.a_size)
-        step = int64(size) if spec.steady else v.index(self.number("a_step"), size)
-        offsets = self.places(int64(0), v.index(self.number("a_row"), size), count)
-        width = self.vectors * v.lanes * v.bytes
+        step = v.index(self.number("a_step"), size)
+        row = v.index(self.number("a_row"), size)
+        bank = self.rows if count is not None else min(self.rows, BANK)
+        offsets = [_opaque(b, offset) for offset in self.places(int64(0), row, count)[:bank]]
+        bases = [b.add(a, b.mul(row, int64(start))) for start in range(0, self.rows, bank)]
+        stored, width = (str(spec.b_type), int(spec.b_size)) if spec.direct else (v.dtype, v.bytes)
+        next_line = v.index(self.number("b_step"), width) if spec.direct else int64(self.vectors * v.lanes * width)
 
-        def one(a: Value, panel: Value, sums: list[Value]) -> list[Value]:
-            line = [v.load(v.at(panel, j * v.lanes * v.bytes)) for j in range(self.vectors)]
-            elements = (v.splat(v.load_scalar(b.add(a, offset), str(spec.a_type))) for offset in offsets)
-            products = [(x, y) for x in elements for y in line]
-            return [v.fma(x, y, z) for (x, y), z in zip(products, sums, strict=True)]
+        def one(bases: list[Value], panel: Value, sums: list[Value]) -> list[Value]:
+            line = [
+                v.load(v.at(panel, j * v.lanes * width), stored, self.last(mask, j) if spec.direct else None)
+                for j in range(self.vectors)
+            ]
+            if PF & 2 and spec.direct:
+                for j in range(self.vectors):
+                    _prefetch(b, v.at(panel, (self.vectors + j) * v.lanes * width), write=False)
+            results = []
+            for number in range(self.rows):  # an element is used up before the next is loaded: registers suffice
+                place = b.add(bases[number // bank], offsets[number % bank])
+                element = v.splat(v.load_scalar(place, str(spec.a_type)))
+                each = sums[number * self.vectors : (number + 1) * self.vectors]
+                results += [v.fma(element, y, z) for y, z in zip(line, each, strict=True)]
+            return results
 
         def steps(count: int) -> Callable[..., list[Value]]:
-            def body(a: Value, panel: Value, *sums: Value) -> list[Value]:
-                results = list(sums)
+            def body(panel: Value, *rest: Value) -> list[Value]:
+                bases, results = list(rest[: -len(first)]), list(rest[-len(first) :])
                 for _ in range(count):
-                    results = one(a, panel, results)
-                    a, panel = v.at(a, step), v.at(panel, width)
-                return [a, panel, *results]
+                    results = one(bases, panel, results)
+                    bases, panel = [_opaque(b, v.at(base, step)) for base in bases], v.at(panel, next_line)
+                return [panel, *bases, *results]
 
             return body
 
         rounds = b.udiv(depth, int64(UNROLLED))
-        carried = repeat(b, rounds, [a, panel, *first], steps(UNROLLED))
+        carried = repeat(b, rounds, [panel, *bases, *first], steps(UNROLLED))
         carried = repeat(b, b.urem(depth, int64(UNROLLED)), carried, steps(1))
-        return carried[2:]
+        return carried[1 + len(bases) :]
 
     def finish(self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value) -> None:
         """The epilogue, and the results written: rows of the tile are rows of ``out``, or columns where it is turned."""
@@ -206,6 +240,18 @@ class _Tile:
         result.add_incoming(total, inside)
         return result
 
+    def prefetch(self, out: Value) -> None:
+        """Ask for the lines that the next panel's tile writes."""
+        b, spec = self.builder, self.spec
+        if not PF & 1 or not spec.direct:
+            return
+        size = int(spec.out_size)
+        step = self.v.index(self.number("out_row"), size)
+        width = self.vectors * self.v.lanes * size
+        for row in range(self.rows):
+            for place in range(width, 2 * width, 64):
+                _prefetch(b, self.v.at(out, b.mul(step, int64(row)), place), write=True)
+
     def tail(self, left: Value) -> Value | None:
         """The mask of the last vector; None where every vector is full."""
         if not self.spec.tail:
@@ -244,8 +290,10 @@ def _tile(
         if vectors.literal_value:
             tile = _Tile(builder, task_, spec, rows.literal_value, vectors.literal_value)
             existing = None if whole.literal_value else count_
-            first = tile.start(bias_, tile.tail(left_), existing)
-            sums = tile.sums(a_, panel_, depth_, first, existing)
+            mask = tile.tail(left_)
+            tile.prefetch(out_)
+            first = tile.start(bias_, mask, existing)
+            sums = tile.sums(a_, panel_, depth_, first, mask, existing)
             tile.finish(sums, out_, other_, left_, existing, add_)
         return context.get_dummy_value()
 

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from npdwconv.activations import Activation
-from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing, packing_product, reduction
+from npdwconv.kernels.cpu.arrays import deliver, plain, target
+from npdwconv.kernels.cpu.engine import Launch
+from npdwconv.kernels.cpu.products import (
+    Matrices,
+    Packing,
+    Scratched,
+    Strides,
+    packed_product,
+    packing,
+    packing_product,
+    reduction,
+)
 from npdwconv.layouts import Array, split_shape
 from npdwconv.precision import accumulator
 from npdwconv.threads import get_num_threads
@@ -18,17 +30,27 @@ class Packed:
     """A weight (K, C) and the panels made of it, each width once: what a frozen layer keeps."""
 
     def __init__(self, weight: Array) -> None:
-        self.weight = _dense(weight)
-        self._panels: dict[tuple[int, int], Array] = {}
+        self.weight = plain(weight)
+        self._panels: dict[tuple[int, int, bool], Array] = {}
 
-    def panels(self, m: Matrices) -> Array:
+    def panels(self, packing: Packing) -> Array:
         """The panels that a product needs."""
-        plan = packing(m)
-        found = self._panels.get(plan.width)
+        found = self._panels.get(packing.width)
         if found is None:
-            found = self._panels[plan.width] = np.empty(plan.size, dtype=m.dtype)
-            plan.launch(self.weight, found)
+            found = self._panels[packing.width] = packed(self.weight, packing)
         return found
+
+
+def packed(weight: Array, packing: Packing) -> Array:
+    """A weight as panels."""
+    panels = np.empty(packing.size, dtype=packing.dtype)
+    packing.launch(weight, panels)
+    return panels
+
+
+def pointwise_panels(weight: Array) -> Packed:
+    """A weight (K, C) packed for `pointwise_fwd`, which takes it in the weight's place."""
+    return Packed(weight.copy())
 
 
 def pointwise_fwd(
@@ -59,7 +81,7 @@ def pointwise_bwd_activation(
 
 def pointwise_bwd_input(grad_z: Array, weight: Array, grad_x: Array, layout: str) -> None:
     """grad_x[n,c,pq] = Σ_k w[k,c]·grad_z[n,k,pq]: the forward with the weight transposed."""
-    _apply(grad_z, weight, None, grad_x, layout, None, turned=True)
+    _apply(grad_z, weight, None, grad_x, layout, None, transposed=True)
 
 
 def pointwise_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, layout: str) -> None:
@@ -69,17 +91,14 @@ def pointwise_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, layout: st
     if not grad_z.size:
         grad_weight[...] = 0
         return
-    grad_z, x = _dense(grad_z), _dense(x)
-    batch, _, spatial = split_shape(layout, x.shape)
-    pixels = int(np.prod(spatial, dtype=np.int64))
-    types = grad_z.dtype.name, x.dtype.name
-    plan, turned = _weight_plan(batch, pixels, *grad_weight.shape, layout, *types, get_num_threads())
-    total, copied = _target(grad_weight, accumulator(grad_weight.dtype))
-    scratch = np.empty(plan.scratch, dtype=total.dtype)
-    a, b = (x, grad_z) if turned else (grad_z, x)
-    plan.launch(a, b, None, total, None, scratch)
-    if copied:
-        grad_weight[...] = total
+    batch, channels, spatial = split_shape(layout, x.shape)
+    plan = _weight_plan(
+        batch, prod(spatial), grad_weight.shape[0], channels, layout, grad_z.dtype, x.dtype, get_num_threads()
+    )
+    total = target(grad_weight) if grad_weight.dtype == plan.dtype else np.empty(grad_weight.shape, plan.dtype)
+    a, b = (x, grad_z) if plan.swapped else (grad_z, x)
+    plan.run.launch(plain(a), plain(b), None, total, None, np.empty(plan.run.scratch, dtype=plan.dtype))
+    deliver(total, grad_weight)
 
 
 def _apply(
@@ -92,57 +111,77 @@ def _apply(
     *,
     other: Array | None = None,
     chain: bool = False,
-    turned: bool = False,
+    transposed: bool = False,
 ) -> None:
-    """The product of the pixels with the weight, or with its transpose where ``turned``."""
+    """The product of the pixels with the weight, or with its transpose; times or plus ``other``."""
     if not out.size:
         return
-    x = _dense(x)
-    packed = weight if isinstance(weight, Packed) else Packed(weight)
-    bias, other = (None if array is None else _dense(array) for array in (bias, other))
-    target, copied = _target(out, out.dtype)
-    batch, _, spatial = split_shape(layout, x.shape)
-    pixels = int(np.prod(spatial, dtype=np.int64))
-    types = tuple("" if array is None else array.dtype.name for array in (x, packed.weight, target, bias, other))
-    name = "" if activation is None else activation.name
-    m, packs = _product(batch, pixels, *packed.weight.shape, layout, types, name, chain, turned, get_num_threads())
-    if packs:
-        plan = packing_product(m)
-        plan.launch(packed.weight, x, bias, target, other, np.empty(plan.scratch, dtype=m.dtype))
+    w = weight.weight if isinstance(weight, Packed) else plain(weight)
+    operands = x, w, bias, out, other
+    plan = _plan(
+        x.shape,
+        w.shape,
+        tuple([None if array is None else array.dtype for array in operands]),
+        layout,
+        "" if activation is None else activation.name,
+        chain,
+        transposed,
+        get_num_threads(),
+    )
+    result = target(out)
+    x, bias, other = plain(x), None if bias is None else plain(bias), None if other is None else plain(other)
+    if plan.packing is None:
+        plan.run(w, x, bias, result, other, np.empty(plan.scratch, dtype=plan.dtype))
     else:
-        packed_product(m)(x, packed.panels(m), bias, target, other)
-    if copied:
-        out[...] = target
+        panels = weight.panels(plan.packing) if isinstance(weight, Packed) else packed(w, plan.packing)
+        plan.run(x, panels, bias, result, other)
+    deliver(result, out)
+
+
+class Plan(NamedTuple):
+    """A product's launch, over (x, panels, bias, out, other), or, without `packing`, (w, x, bias, out, other, scratch)."""
+
+    run: Launch
+    packing: Packing | None
+    scratch: int
+    dtype: str
 
 
 @lru_cache(maxsize=1024)
-def _product(
-    batch: int,
-    pixels: int,
-    rows: int,
-    columns: int,
+def _plan(
+    x_shape: tuple[int, ...],
+    weight_shape: tuple[int, ...],
+    dtypes: tuple[np.dtype[Any] | None, ...],
     layout: str,
-    types: tuple[str, ...],
     activation: str,
     chain: bool,
     transposed: bool,
     threads: int,
-) -> tuple[Matrices, bool]:
-    """The product for a weight (rows, columns), and whether it is the pixels that are packed."""
-    x_type, w_type, out_type, bias_type, other_type = types
-    outs, depth = (columns, rows) if transposed else (rows, columns)
-    line, step = (1, columns) if transposed else (columns, 1)
+) -> Plan:
+    """The product for a weight (rows, columns): in channels_first the cheaper of packing the pixels and turning results."""
+    batch, depth, spatial = split_shape(layout, x_shape)
+    pixels, (rows, columns) = prod(spatial), weight_shape
+    outs = columns if transposed else rows
+    weight = Strides(1, columns) if transposed else Strides(columns)
+    x_type, w_type, bias_type, out_type, other_type = ("" if dtype is None else dtype.name for dtype in dtypes)
     rest: dict[str, Any] = {"out_type": out_type, "bias_type": bias_type, "other_type": other_type}
     rest |= {"activation": activation, "chain": chain, "threads": threads}
-    weight = Strides(line, step)
     if layout == "channels_last" or pixels == 1:
-        pixel = Strides(depth), weight, Strides(outs), x_type, w_type
-        return Matrices(1, batch * pixels, outs, depth, *pixel, **rest), False
+        flat = Matrices(
+            1, batch * pixels, outs, depth, Strides(depth), weight, Strides(outs), x_type, w_type, **rest
+        )
+        return _packed_plan(flat)
     source, result = Strides(1, pixels, depth * pixels), Strides(pixels, 1, outs * pixels)
     across = Matrices(batch, pixels, outs, depth, source, weight, result, x_type, w_type, turned=True, **rest)
     along = Matrices(batch, outs, pixels, depth, weight, source, result, w_type, x_type, **rest)
-    packs = _cost(along, packs=True) < _cost(across, packs=False)
-    return (along, True) if packs else (across, False)
+    if _cost(along, packs=True) >= _cost(across, packs=False):
+        return _packed_plan(across)
+    run = packing_product(along)
+    return Plan(run.launch, None, run.scratch, along.dtype)
+
+
+def _packed_plan(m: Matrices) -> Plan:
+    return Plan(packed_product(m), packing(m), 0, m.dtype)
 
 
 def _cost(m: Matrices, *, packs: bool) -> float:
@@ -152,33 +191,37 @@ def _cost(m: Matrices, *, packs: bool) -> float:
     return m.cut("columns" if packs else "rows").cost * m.depth + extra
 
 
+class WeightPlan(NamedTuple):
+    """A reduction, the dtype it sums in, and whether x is its rows and grad_z its columns."""
+
+    run: Scratched
+    dtype: str
+    swapped: bool
+
+
 @lru_cache(maxsize=1024)
 def _weight_plan(
-    batch: int, pixels: int, rows: int, columns: int, layout: str, grad_type: str, x_type: str, threads: int
-) -> tuple[Any, bool]:
-    """The reduction that gives a weight's gradient, and whether x is its rows and grad_z its columns."""
-    if layout == "channels_last" or pixels == 1:
-        batch, pixels, layout = 1, batch * pixels, "channels_last"
-    grad, x = (
-        Strides(1, count) if layout == "channels_last" else Strides(pixels, 1, count * pixels)
-        for count in (rows, columns)
+    batch: int,
+    pixels: int,
+    rows: int,
+    columns: int,
+    layout: str,
+    grad_dtype: np.dtype[Any],
+    x_dtype: np.dtype[Any],
+    threads: int,
+) -> WeightPlan:
+    """The reduction that gives a weight's gradient: the cheaper of its two sides."""
+    last = layout == "channels_last" or pixels == 1
+    if last:
+        batch, pixels = 1, batch * pixels
+    grad, x = (Strides(1, count) if last else Strides(pixels, 1, count * pixels) for count in (rows, columns))
+    out, dtype = Strides(columns), accumulator(x_dtype).name
+    plain = Matrices(
+        batch, rows, columns, pixels, grad, x, out, grad_dtype.name, x_dtype.name, dtype, threads=threads
     )
-    dtype = Matrices(1, 1, 1, 1, grad, x, grad, grad_type, x_type, "").dtype
-    plain = Matrices(batch, rows, columns, pixels, grad, x, Strides(columns), grad_type, x_type, dtype, threads=threads)
-    other = Matrices(
-        batch, columns, rows, pixels, x, grad, Strides(columns), x_type, grad_type, dtype, turned=True, threads=threads
+    swapped = Matrices(
+        batch, columns, rows, pixels, x, grad, out, x_dtype.name, grad_dtype.name, dtype, turned=True, threads=threads
     )
-    turned = other.cut("").cost < 0.95 * plain.cut("").cost
-    return reduction(other if turned else plain), turned
-
-
-def _dense(array: Array) -> Array:
-    """``array`` as kernels read it: contiguous and aligned."""
-    return np.require(array, requirements=("C", "A"))
-
-
-def _target(array: Array, dtype: Any) -> tuple[Array, bool]:
-    """Where a kernel writes what ``array`` is to hold, and whether that is somewhere else."""
-    if array.dtype == dtype and array.flags.c_contiguous and array.flags.aligned:
-        return array, False
-    return np.empty(array.shape, dtype=dtype), True
+    if swapped.cut("").cost < 0.95 * plain.cut("").cost:
+        return WeightPlan(reduction(swapped), dtype, True)
+    return WeightPlan(reduction(plain), dtype, False)

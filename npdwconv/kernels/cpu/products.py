@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from npdwconv.kernels.cpu.cuts import Cut, best_cut
@@ -67,7 +66,10 @@ def _multiply_packing(task, item):  # type: ignore[no-untyped-def] - compiled by
         image, p = unit // task.panels, unit % task.panels
         column = first_vector(task, p) * task.lanes
         b = task.b + (image * task.b_image + column * task.b_column) * task.b_size
-        pack_panel(task, b, panel, p < task.wide, task.columns - column, task.depth)
+        if task.direct:
+            panel = b
+        else:
+            pack_panel(task, b, panel, p < task.wide, task.columns - column, task.depth)
         place = image * task.out_image + row * task.out_row + column
         rows_by_panel(
             task,
@@ -170,7 +172,7 @@ class Matrices(NamedTuple):
             "turning": self.b.line != 1,
         }
 
-    def multiplying(self, cut: Cut, bias: str, *, adds: bool = False) -> dict[str, Fixed]:
+    def multiplying(self, cut: Cut, bias: str, *, adds: bool = False, direct: bool = False) -> dict[str, Fixed]:
         """What is compiled into the product with a packed ``b``, the bias being of "rows" or "columns"."""
         return {
             "lanes": self.lanes,
@@ -180,13 +182,13 @@ class Matrices(NamedTuple):
             "vectors": cut.tile.vectors,
             "last": cut.last,
             "tail": self.columns % self.lanes != 0,
-            "steady": self.a.step == 1,
             "turned": self.turned,
             "bias_of": bias if self.bias_type else "",
             "bias_of_rows": bias == "rows",
             "activation": self.activation,
             "chain": self.chain,
             "adds": adds,
+            "direct": direct,
             **_typed("a", self.a_type),
             **_typed("out", self.out_type),
             **_typed("bias", self.bias_type),
@@ -224,14 +226,14 @@ def _typed(name: str, dtype: str) -> dict[str, Fixed]:
 
 
 class Packing(NamedTuple):
-    """How ``b`` is packed: panels' width and last width, elements, and the launch over (b, packed)."""
+    """How ``b`` is packed: what tells panels apart, elements, their dtype, and the launch over (b, packed)."""
 
-    width: tuple[int, int]
+    width: tuple[int, int, bool]
     size: int
+    dtype: str
     launch: Launch
 
 
-@lru_cache(maxsize=1024)
 def packing(m: Matrices) -> Packing:
     """The packing of a ``b`` that all images share."""
     cut = m.cut("rows")
@@ -244,14 +246,13 @@ def packing(m: Matrices) -> Packing:
         work=2 * m.columns * m.depth,
     )
     vectors = cut.wide * cut.tile.vectors + (cut.panels - cut.wide) * cut.last
-    return Packing((cut.tile.vectors, cut.last), vectors * m.lanes * m.depth, launch)
+    return Packing((cut.tile.vectors, cut.last, m.b.line == 1), vectors * m.lanes * m.depth, m.dtype, launch)
 
 
 POINTERS = ("a", "packed", "bias", "out", "other")
 L1_BYTES, L2_BYTES = 40_000, 1_000_000
 
 
-@lru_cache(maxsize=1024)
 def packed_product(m: Matrices) -> Launch:
     """The product with the panels that `packing` makes, over (a, packed, bias, out, other)."""
     cut = m.cut("rows")
@@ -270,25 +271,27 @@ class Scratched(NamedTuple):
     scratch: int
 
 
-@lru_cache(maxsize=1024)
+DIRECT = 64  # rows up to which a panel is not used often enough to be worth packing
+
+
 def packing_product(m: Matrices) -> Scratched:
     """The product that packs ``b`` on its way, for a ``b`` that only one image uses."""
-    return _scratched(m, m.cut("columns"), multiply_packing, m.depth, "rows")
+    cut, direct = m.cut("columns"), m.height <= DIRECT
+    return _scratched(m, cut, multiply_packing, 0 if direct else m.depth, "rows", direct=direct)
 
 
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
-@lru_cache(maxsize=1024)
 def reduction(m: Matrices) -> Scratched:
     """The product summed over the images, too, a chunk of the depth after another."""
     return _scratched(m, m.cut(""), reduce, CHUNK, "", adds=True)
 
 
-def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, *, adds: bool = False) -> Scratched:
+def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, **options: bool) -> Scratched:
     items = cut.row_blocks * cut.column_blocks
     each = cut.tile.vectors * m.lanes * min(depth, m.depth)
-    fixed = {**m.packing(cut), **m.multiplying(cut, bias, adds=adds)}
+    fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options)}
     numbers = {**m.numbers(cut), "scratch_item": each, "chunk": depth}
     pointers = ("a", "b", "bias", "out", "other", "scratch")
     return Scratched(Launch(kernel, pointers, fixed, numbers, items=items, work=m.work), items * each)

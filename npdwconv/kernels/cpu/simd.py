@@ -72,9 +72,14 @@ class Vectors:
         return b.shuffle_vector(one, one, ir.Constant(ir.VectorType(I32, self.lanes), [0] * self.lanes))
 
     def fma(self, a: Value, b: Value, c: Value, mask: Value | None = None) -> Value:
-        """a·b + c with one rounding; ``c`` in the lanes that ``mask`` leaves out, whatever a and b hold there."""
+        """a·b + c with one rounding; ``c`` in the lanes that ``mask`` leaves out, whatever a and b hold there.
+
+        A plain select would be merged with that of the FMA before it, and no longer be free.
+        """
         product = self._call(f"llvm.fma.{self._suffix()}", self.type, [a, b, c])
-        return product if mask is None else self.builder.select(mask, product, c)
+        if mask is None:
+            return product
+        return self._call(f"llvm.vp.merge.{self._suffix()}", self.type, [mask, product, c, I32(self.lanes)])
 
     # memory
 

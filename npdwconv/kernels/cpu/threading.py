@@ -4,19 +4,27 @@ A launch runs in parallel where its work is worth waking threads for, where no o
 parallel (Numba's `workqueue` layer aborts the process when two threads launch at once; under the others a pool of
 Python threads would have more threads than cores), and where the threads survive: after a fork GNU OpenMP ends the
 child at its next launch. In every other case the same items run one after another, with the same result.
+
+A fork waits for compilers at work in other threads, for in the child nobody would free their locks.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import warnings
 from typing import Any
 
+from llvmlite.binding import ffi
+from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel
 
 from npdwconv.threads import get_num_threads
 
-_layer: Any = parallel  # Numba's threading layer; not typed
+# Numba's threading layer, its lock around compilation, and llvmlite's around each call; none is typed
+_layer: Any = parallel
+compiling: Any = global_compiler_lock
+_llvm: Any = ffi.lib._lock
 
 # multiply-adds below which waking threads costs more than they save: a launch takes 2 microseconds, under workqueue 70
 SMALL = {"omp": 100_000, "tbb": 200_000, "workqueue": 2_000_000}
@@ -31,8 +39,10 @@ class _Region:
         self.dead = False
 
     def start(self) -> None:
-        """Let Numba start its threads, once."""
-        _layer._launch_threads()
+        """Let Numba start its threads, once; it warns where it finds no semaphores to guard that with."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            _layer._launch_threads()
         self.small = SMALL.get(_layer.threading_layer(), SMALL["omp"])
 
     def forked(self) -> None:
@@ -42,8 +52,25 @@ class _Region:
 
 
 _region = _Region()
+
+
+def _before_fork() -> None:
+    compiling.acquire()
+    _llvm.__enter__()
+
+
+def _after_fork() -> None:
+    _llvm.__exit__(None, None, None)
+    compiling.release()
+
+
+def _in_child() -> None:
+    _after_fork()
+    _region.forked()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_region.forked)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_in_child)
 
 
 def threads_for(items: int, work: int) -> int:

@@ -1,0 +1,101 @@
+"""Our own kernels against the machine and themselves: shares of its limits, scaling, flatness, the cost of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from statistics import median
+
+from npdwconv.bench.cases import Case
+from npdwconv.bench.ceilings import Ceilings
+from npdwconv.bench.measure import OWN_MODULE, Field, Settings, measure
+from npdwconv.bench.scores import OURS, Timings, scores
+
+BEYOND_CACHES = (Case("depthwise_fwd", 1, 32, (1024, 1024), 3),)
+PRODUCTS = tuple(Case("pointwise_fwd", 1, c, (56, 56), outputs=c) for c in (128, 256, 512))
+LONG = (
+    Case("depthwise_fwd", 8, 128, (112, 112), 3),
+    Case("depthwise_bwd_input", 8, 128, (56, 56), 5),
+    Case("depthwise_bwd_weight", 8, 128, (56, 56), 5),
+    Case("separable_fwd", 8, 128, (56, 56), 3, outputs=128),
+    Case("pointwise_fwd", 8, 256, (28, 28), outputs=512),
+)
+SQUARES = tuple(Case("depthwise_fwd", 1, 32, (extent, extent), 3) for extent in (28, 56, 112, 224, 448))
+TINY = (Case("depthwise_fwd", 1, 8, (4, 4), 3), Case("pointwise_fwd", 1, 8, (4, 4), outputs=8))
+
+Found = Iterator[tuple[str, float]]  # a case and one of our ways through it, and what was found
+
+
+@dataclass(frozen=True)
+class Property:
+    """What was found where it is worst, and the limit; `least` where the limit is one from below."""
+
+    title: str
+    found: float
+    limit: float
+    least: bool
+    where: str
+
+    @property
+    def met(self) -> bool:
+        return self.found >= self.limit if self.least else self.found <= self.limit
+
+
+def properties(settings: Settings, limits: Ceilings | None, tell: Callable[[str], None]) -> list[Property]:
+    """Measure them; those that need the machine's limits are left out where these are not known."""
+    chosen = dict.fromkeys((*BEYOND_CACHES, *PRODUCTS, *LONG, *SQUARES, *TINY))
+    tell("properties of our own kernels")
+    timed = _timed(chosen, settings)
+    alone = _timed(LONG, replace(settings, threads=1)) if settings.threads > 1 else {}
+    wanted = [
+        ("3x3 beyond the caches, share of copy", _shares(BEYOND_CACHES, timed, limits, "bytes_share"), 0.85, True),
+        ("pointwise from 128 channels on, share of peak", _shares(PRODUCTS, timed, limits, "flops_share"), 0.85, True),
+        (f"{settings.threads} threads over one", _speedups(timed, alone), 0.9 * settings.threads, True),
+        ("time an output element, 28x28 to 448x448, most over least", _flatness(timed), 1.5, False),
+        ("a call with a tiny array, µs", _microseconds(timed), 15.0, False),
+    ]
+    return [worst for each in wanted if (worst := _worst(*each)) is not None]
+
+
+def _timed(cases: Iterable[Case], settings: Settings) -> dict[Case, Timings]:
+    with Field({OURS: OWN_MODULE}, settings) as field:
+        return {case: measure(case, field) for case in cases}
+
+
+def _worst(title: str, found: Found, limit: float, least: bool) -> Property | None:
+    values = dict(found)
+    if not values:
+        return None
+    where = (min if least else max)(values, key=values.__getitem__)
+    return Property(title, values[where], limit, least, where)
+
+
+def _shares(cases: Iterable[Case], timed: dict[Case, Timings], limits: Ceilings | None, name: str) -> Found:
+    for case in cases:
+        for score in scores(timed[case], limits):
+            share = getattr(score, name)
+            if share is not None:
+                yield f"{case.title} {score.ours}", share
+
+
+def _speedups(timed: dict[Case, Timings], alone: dict[Case, Timings]) -> Found:
+    for case, single in alone.items():
+        for way, seconds in single.seconds.items():
+            if way in timed[case].seconds:
+                yield _where(case, way), median(seconds) / median(timed[case].seconds[way])
+
+
+def _flatness(timed: dict[Case, Timings]) -> Found:
+    for way in timed[SQUARES[0]].seconds:
+        each = [median(timed[c].seconds[way]) / c.pixels for c in SQUARES if way in timed[c].seconds]
+        yield way.removeprefix(f"{OURS} "), max(each) / min(each)
+
+
+def _microseconds(timed: dict[Case, Timings]) -> Found:
+    for case in TINY:
+        for way, seconds in timed[case].seconds.items():
+            yield _where(case, way), 1e6 * median(seconds)
+
+
+def _where(case: Case, way: str) -> str:
+    return f"{case.id} {way.removeprefix(f'{OURS} ')}"

@@ -1,0 +1,174 @@
+"""A whole network of frozen weights in channels_last: everything packed once, the arrays between its steps reused.
+
+A step is one launch; a standard convolution is two: its windows side by side, then their product with the weight.
+Bias, activation and the addition of an earlier result happen in the launch that makes a value, before it is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npdwconv.kernels.cpu import channels_last, phases
+from npdwconv.kernels.cpu.patches import patches
+from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing
+from npdwconv.kernels.steps import Step, Window
+from npdwconv.layouts import Array
+from npdwconv.threads import get_num_threads
+
+Shape = tuple[int, ...]
+
+
+class Network:
+    """Steps whose weights no longer change, ready to run on float32 or float64 inputs of any size."""
+
+    def __init__(self, steps: Sequence[Step], dtype: np.dtype[Any]) -> None:
+        self.steps, self.dtype = tuple(steps), dtype
+        self.panels: dict[tuple[int, tuple[int, int]], Array] = {}
+        self.taps: dict[int, Array] = {}
+        self._idle: dict[tuple[Shape, int], list[_Prepared]] = {}
+
+    def forward(self, x: Array, layout: str) -> Array:
+        """The last step's result at ``x``, in the layout of ``x``."""
+        image = x if layout == "channels_last" else np.moveaxis(x, 1, -1)
+        idle = self._idle.setdefault((image.shape, get_num_threads()), [])
+        prepared = idle.pop() if idle else _prepare(self, image.shape)
+        prepared.first[...] = image
+        for run in prepared.runs:
+            run()
+        result = prepared.last.copy()
+        idle.append(prepared)
+        return result if layout == "channels_last" or result.ndim == 2 else np.ascontiguousarray(np.moveaxis(result, -1, 1))
+
+
+def network(steps: Sequence[Step], dtype: np.dtype[Any]) -> Network:
+    """The steps of a network whose weights no longer change, ready to run."""
+    return Network(steps, dtype)
+
+
+class _Prepared(NamedTuple):
+    """The launches over one shape, bound to the arrays between them: for one call at a time."""
+
+    first: Array
+    last: Array
+    runs: list[Callable[[], None]]
+
+
+class _Arrays:
+    """Arrays for results: memory is used again once nothing reads it any more."""
+
+    def __init__(self, network: Network) -> None:
+        self.dtype, self.steps = network.dtype, network.steps
+        self._free: list[Array] = []
+        self._memory: dict[int, Array] = {}
+
+    def take(self, shape: Shape) -> tuple[Array, Array]:
+        """An array and the memory it lies in."""
+        size = prod(shape)
+        fitting = [memory for memory in self._free if memory.size >= size]
+        memory = min(fitting, key=lambda each: each.size) if fitting else np.empty(size, self.dtype)
+        self._free = [other for other in self._free if other is not memory]
+        return memory[:size].reshape(shape), memory
+
+    def result(self, index: int, shape: Shape) -> Array:
+        """The array of the result of step ``index`` (-1: the input)."""
+        array, self._memory[index] = self.take(shape)
+        return array
+
+    def release(self, memory: Array) -> None:
+        self._free.append(memory)
+
+    def pass_by(self, index: int) -> None:
+        """Free what no step after ``index`` reads."""
+        read = {index} | {step.adds for step in self.steps[index + 1 :]}
+        for old in [key for key in self._memory if key not in read]:
+            self.release(self._memory.pop(old))
+
+
+def _prepare(network: Network, shape: Shape) -> _Prepared:
+    arrays = _Arrays(network)
+    results = {-1: arrays.result(-1, shape)}
+    runs: list[Callable[[], None]] = []
+    for index, step in enumerate(network.steps):
+        x, added = results[index - 1], None if step.adds is None else results[step.adds]
+        if step.kind == "standard":
+            x, memory = _windows(step, x, arrays, runs)
+        out = results[index] = arrays.result(index, _shape(step, x.shape))
+        if step.kind in ("depthwise", "mean"):
+            runs += _depthwise(network, index, step, x, out)
+        else:
+            runs.append(_pointwise(network, index, step, x, out, added))
+        if step.kind == "standard":
+            arrays.release(memory)
+        arrays.pass_by(index)
+    return _Prepared(results[-1], results[len(network.steps) - 1], runs)
+
+
+def _shape(step: Step, x: Shape) -> Shape:
+    """The shape of a step's result; a standard convolution's ``x`` is its windows."""
+    if step.kind == "mean":
+        return (x[0], x[-1])
+    if step.kind == "depthwise":
+        return (x[0], *step.window.geometry(x[1:-1]).out, step.weight.shape[0])
+    return (*x[:-1], step.weight.shape[0])
+
+
+def _windows(step: Step, x: Array, arrays: _Arrays, runs: list[Callable[[], None]]) -> tuple[Array, Array]:
+    g = step.window.geometry(x.shape[1:-1])
+    windows, memory = arrays.take((x.shape[0], *g.out, prod(g.kernel) * x.shape[-1]))
+    runs.append(partial(patches(x.shape[0], x.shape[-1], g, x.dtype.name), x, windows))
+    return windows, memory
+
+
+def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array) -> list[Callable[[], None]]:
+    """A depthwise convolution; a mean is one whose every tap is the same."""
+    weight, window = step.weight, step.window
+    if step.kind == "mean":
+        size = x.shape[1:-1]
+        weight = np.full((x.shape[-1], *size), 1 / prod(size), x.dtype)
+        window = Window(size, (1,) * len(size), ((0, 0),) * len(size), (1,) * len(size))
+        out = out.reshape(x.shape[0], *(1,) * len(size), x.shape[-1])
+    passes = phases.forward(window.geometry(x.shape[1:-1]))
+    dtypes = (x.dtype, weight.dtype, step.bias is not None, out.dtype, None)
+    (dense,) = channels_last.launches(x.shape, out.shape, weight.shape, passes, dtypes, step.activation, get_num_threads())
+    taps = network.taps.get(index)
+    if taps is None or step.kind == "mean":
+        taps = network.taps[index] = np.empty(dense.packed, x.dtype)
+        dense.pack(weight, taps)
+    return [partial(dense.run, x, taps, step.bias, out, None)]
+
+
+def _pointwise(
+    network: Network, index: int, step: Step, x: Array, out: Array, added: Array | None
+) -> Callable[[], None]:
+    outputs = step.weight.shape[0]
+    weight = step.weight if step.kind == "pointwise" else np.moveaxis(step.weight, 1, -1)
+    weight = np.ascontiguousarray(weight).reshape(outputs, -1)
+    depth = weight.shape[1]
+    name = x.dtype.name
+    m = Matrices(
+        1,
+        prod(x.shape[:-1]),
+        outputs,
+        depth,
+        Strides(depth),
+        Strides(depth),
+        Strides(outputs),
+        name,
+        name,
+        name,
+        bias_type=name if step.bias is not None else "",
+        other_type=name if added is not None else "",
+        activation=step.activation,
+        threads=get_num_threads(),
+    )
+    plan = packing(m)
+    panels = network.panels.get((index, plan.width))
+    if panels is None:
+        panels = network.panels[index, plan.width] = np.empty(plan.size, x.dtype)
+        plan.launch(weight, panels)
+    return partial(packed_product(m), x, panels, step.bias, out, added)

@@ -1,0 +1,75 @@
+"""The windows of a standard convolution side by side, so that a matrix product does the rest (im2col).
+
+In channels_last a window's row of taps is one run of kernel_w·C values of the image, so a window is kernel_h copied
+runs: of zeros where it lies in padding, which multiplies finite weights only.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from numba.core import types
+from numba.extending import intrinsic
+
+from npdwconv.geometry import ConvGeometry
+from npdwconv.kernels.cpu.engine import Kernel, Launch
+from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.simd import STORED, Vectors
+
+
+@intrinsic
+def _copy(typing: Any, task: Any, source: Any, target: Any, low: Any, high: Any, count: Any) -> Any:
+    """Write the first ``count`` lanes: those of ``source`` from ``low`` to ``high``, zeros elsewhere."""
+    spec = task.spec
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, source_, target_, low_, high_, count_ = arguments
+        v = Vectors(builder, spec.dtype)
+        value = v.load(source_, "", v.between(low_, high_))
+        v.store(value, target_, "", v.between(builder.sub(count_, count_), count_))
+        return context.get_dummy_value()
+
+    return types.none(task, source, target, low, high, count), generate
+
+
+def _patches(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+    image, p = item // task.out_h, item % task.out_h
+    run = task.kernel_w * task.channels
+    for q in range(task.out_w):
+        target = task.out + ((item * task.out_w + q) * task.kernel_h * run) * task.size
+        before = (task.low_w - q * task.stride_w) * task.channels
+        for r in range(task.kernel_h):
+            row = p * task.stride_h - task.low_h + r
+            low = max(before, 0) if 0 <= row < task.height else run
+            high = min(task.width * task.channels + before, run)
+            source = task.x + ((image * task.height + row) * task.width * task.channels - before) * task.size
+            for i in range(0, run, task.lanes):
+                place = target + (r * run + i) * task.size
+                _copy(task, source + i * task.size, place, low - i, high - i, min(run - i, task.lanes))
+
+
+_kernel = Kernel(_patches)
+
+
+@lru_cache(maxsize=256)
+def patches(batch: int, channels: int, g: ConvGeometry, dtype: str) -> Launch:
+    """The launch over (x, out): out (batch·P·Q, R·S·C) for x (batch, H, W, C); no dilation."""
+    h, w = g.axes
+    size = STORED[dtype][1]
+    fixed = {"dtype": dtype, "size": size, "lanes": machine().lanes(size)}
+    numbers = {
+        "channels": channels,
+        "height": h.size,
+        "width": w.size,
+        "out_h": h.out,
+        "out_w": w.out,
+        "kernel_h": h.kernel,
+        "kernel_w": w.kernel,
+        "stride_h": h.stride,
+        "stride_w": w.stride,
+        "low_h": h.low,
+        "low_w": w.low,
+    }
+    work = batch * h.out * w.out * h.kernel * w.kernel * channels
+    return Launch(_kernel, ("x", "out"), fixed, numbers, items=batch * h.out, work=work)

@@ -1,0 +1,112 @@
+"""Arrays that end, or begin, where memory ends: reading or writing one byte beyond ends the process.
+
+Run as a program it calls operators on such arrays, and with `np.empty` and its like replaced so that results and what
+kernels keep in between lie there too. Before each call it prints what it is about to do.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod
+from typing import Any
+
+import numpy as np
+
+PAGE, PROTECTED = mmap.PAGESIZE, 0  # PROT_NONE
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+
+def guarded(shape: Any, dtype: Any, *, at_end: bool) -> np.ndarray:
+    """An array of zeros flush against a page that nobody may touch, behind it or before it."""
+    kind, shape = np.dtype(dtype), (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    size = prod(shape) * kind.itemsize
+    inner = -(-size // PAGE) * PAGE
+    memory = mmap.mmap(-1, inner + 2 * PAGE)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for page in (start, start + PAGE + inner):
+        if _libc.mprotect(page, PAGE, PROTECTED):
+            raise OSError(ctypes.get_errno(), "mprotect")
+    first = PAGE + (inner - size if at_end else 0)
+    return np.frombuffer(memory, np.uint8, size, first).view(kind).reshape(shape)
+
+
+def like(array: np.ndarray, *, at_end: bool) -> np.ndarray:
+    """The same values, guarded and read-only."""
+    copy = guarded(array.shape, array.dtype, at_end=at_end)
+    copy[...] = array
+    copy.flags.writeable = False
+    return copy
+
+
+@contextmanager
+def guarded_numpy(*, at_end: bool) -> Iterator[None]:
+    """`np.empty`, `np.zeros` and their like give guarded arrays; what is empty is NaN."""
+
+    def filled(value: Any) -> Callable[..., np.ndarray]:
+        def make(shape: Any, dtype: Any = float, *rest: Any, **options: Any) -> np.ndarray:
+            array = guarded(shape, dtype, at_end=at_end)
+            array[...] = value if array.dtype.kind in "fV" else 0
+            return array
+
+        return make
+
+    def filled_like(value: Any) -> Callable[..., np.ndarray]:
+        return lambda array, dtype=None, **options: filled(value)(array.shape, dtype or array.dtype)
+
+    replaced = {
+        "empty": filled(np.nan),
+        "zeros": filled(0),
+        "empty_like": filled_like(np.nan),
+        "zeros_like": filled_like(0),
+    }
+    kept = {name: getattr(np, name) for name in replaced}
+    vars(np).update(replaced)
+    try:
+        yield
+    finally:
+        vars(np).update(kept)
+
+
+def call(s: Any, kind: str, layout: str, **activations: str) -> None:
+    """Forward and backward on arrays guarded at either end; the results must be the reference's too."""
+    operands = s.operands(kind, layout)
+    gradients = s.gradients(s.forward(operands, "reference", layout, **activations), kind)
+    wanted = s.both(operands, gradients, "reference", layout, **activations)
+    for at_end in (True, False):
+        print(s.name, kind, layout, activations, "against the page", "behind" if at_end else "before", flush=True)
+        held = [{name: like(array, at_end=at_end) for name, array in group.items()} for group in (operands, gradients)]
+        with guarded_numpy(at_end=at_end):
+            found = s.both(*held, "numba", layout, **activations)
+        if kind == "integers":
+            for name, want in wanted.items():
+                assert np.array_equal(found[name], want), name
+
+
+def over(offset: int, *, at_end: bool, write: bool) -> None:
+    """Read or write a byte ``offset`` from the end or the beginning of an array."""
+    array = guarded(7, np.float32, at_end=at_end)
+    place = array.ctypes.data + (array.nbytes if at_end else 0) + offset
+    if write:
+        ctypes.memset(place, 1, 1)
+    else:
+        ctypes.string_at(place, 1)
+
+
+def main(which: str, kinds: str) -> None:
+    from kernels import situations
+
+    chosen = {"core": situations.CORE, "all": (*situations.CORE, *situations.MORE, *situations.SWEPT)}[which]
+    for kind in kinds.split(","):
+        for s in chosen:
+            for layout in s.layouts:
+                call(s, kind, layout, **dict.fromkeys(s.activations, "relu6") if kind == "integers" else {})
+    print("done")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,249 @@
+"""Every operator on the numba backend against the reference: the same bits, or inside the bound that rounding leaves.
+
+What few specs can show runs by default; `-m sweep` calls everything at every extent about a tile.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernels.children import run
+from kernels.situations import BY_NAME, CORE, DTYPES, LANES, MORE, SWEPT, Situation, bounded, mismatch
+from strategies import Case, cases, op, same_bits, transposed
+
+from npdwconv.activations import ACTIVATIONS
+
+PIECEWISE = ("relu", "relu6")
+
+
+def each(*groups: tuple[Situation, ...], layouts: bool = True):
+    """A test for each situation and layout."""
+    chosen = [(s, layout) for group in groups for s in group for layout in (s.layouts if layouts else s.layouts[-1:])]
+    return pytest.mark.parametrize(("s", "layout"), chosen, ids=[f"{s.name}-{layout}" for s, layout in chosen])
+
+
+def exactly(s: Situation, layout: str, **activations: str) -> None:
+    """On small integers no sum is rounded, so nothing may differ."""
+    operands = s.operands("integers", layout)
+    outputs = s.forward(operands, "reference", layout, **activations)
+    arguments = operands, s.gradients(outputs, "integers")
+    found = s.both(*arguments, "numba", layout, **activations)
+    assert not mismatch(found, s.both(*arguments, "reference", layout, **activations))
+
+
+def closely(s: Situation, dtype: str, layout: str, **activations: str) -> None:
+    """On other numbers the sums may differ by rounding, and by no more than it explains."""
+    operands = s.operands(dtype, layout)
+    outputs = s.forward(operands, "reference", layout, **activations)
+    arguments = operands, s.gradients(outputs, dtype)
+    found = s.both(*arguments, "numba", layout, **activations)
+    assert {array.dtype for array in found.values()} == {operands["x"].dtype}
+    assert not mismatch(found, *bounded(s, *arguments, layout, activations))
+
+
+@each(CORE, MORE)
+def test_integers(s: Situation, layout: str):
+    exactly(s, layout, **dict.fromkeys(s.activations, "relu6"))
+
+
+@pytest.mark.parametrize("dtype", [name for name in DTYPES if name != "float32"])
+@each(CORE)
+def test_dtypes(s: Situation, layout: str, dtype: str):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="bfloat16")
+    closely(s, dtype, layout)
+
+
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name not in PIECEWISE])
+@each(CORE[:1], CORE[3:4], layouts=False)
+def test_activations(s: Situation, layout: str, activation: str):
+    closely(s, "float32", layout, activation=activation)
+
+
+@each(CORE)
+def test_floats(s: Situation, layout: str):
+    closely(s, "float32", layout, **dict.fromkeys(s.activations, "silu"))
+
+
+# what a result may not depend on
+
+
+@each(CORE)
+def test_strides_and_out(s: Situation, layout: str):
+    operands = s.operands("float32", layout)
+    gradients = s.gradients(s.forward(operands, "reference", layout), "float32")
+    wanted = s.both(operands, gradients, "numba", layout)
+    assert all(array.flags.c_contiguous for array in wanted.values())
+    strided, behind = ({name: _strided(array) for name, array in arrays.items()} for arrays in (operands, gradients))
+    kept = [array.copy() for array in (*strided.values(), *behind.values())]
+    found = s.both(strided, behind, "numba", layout)
+    assert all(same_bits(found[name], wanted[name]) for name in wanted)
+    assert all(map(same_bits, (*strided.values(), *behind.values()), kept)), "an input was written to"
+    out = _strided(np.zeros_like(wanted["out"]))
+    out.base[...] = 7.0
+    assert s.forward(operands, "numba", layout, out=out)["out"] is out
+    assert same_bits(out.copy(), wanted["out"])
+    assert (out.base == 7.0).sum() >= out.base.size - out.size, "something beside out was written to"
+
+
+def _strided(array: np.ndarray) -> np.ndarray:
+    """The same values, read-only where they may be, backwards and with gaps in a larger array."""
+    wide = np.full([2 * n + 3 for n in array.shape], np.nan, array.dtype)
+    view = wide[tuple(slice(2 * n, None if n == 0 else 0, -2) for n in array.shape)]
+    view[...] = array
+    return view
+
+
+@each(CORE, layouts=True)
+def test_batch_mates_and_repetition(s: Situation, layout: str):
+    operands = s.operands("float32", layout)
+    gradients = s.gradients(s.forward(operands, "reference", layout), "float32")
+    together = s.both(operands, gradients, "numba", layout)
+    again = s.both(operands, gradients, "numba", layout)
+    assert all(same_bits(again[name], together[name]) for name in together)
+    for image in range(2):
+        one = operands | {"x": operands["x"][image : image + 1]}
+        behind = {"grad_out": gradients["grad_out"][image : image + 1]}
+        alone = s.both(one, behind, "numba", layout)
+        for name in ("out", "grad x"):
+            assert same_bits(alone[name], together[name][image : image + 1]), name
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@each(CORE, (BY_NAME["k2x4-s2x1-d1x2"],))
+def test_nan_stays_where_it_is_read(s: Situation, layout: str, bad: float):
+    rng = np.random.default_rng(2)
+    whole = s.operands("float32", layout)
+    gradients = s.gradients(s.forward(whole, "reference", layout), "float32")
+    for name in (*whole, *gradients):
+        arrays = {key: array.copy() for key, array in (whole | gradients).items()}
+        last = tuple(n - 1 for n in arrays[name].shape)
+        for place in (last, tuple(int(rng.integers(n)) for n in arrays[name].shape)):
+            arrays[name][place] = bad
+        operands, behind = ({key: arrays[key] for key in group} for group in (whole, gradients))
+        found, wanted = (s.both(operands, behind, backend, layout) for backend in ("numba", "reference"))
+        for result in wanted:
+            assert np.array_equal(np.isfinite(found[result]), np.isfinite(wanted[result])), (name, result)
+
+
+DIGESTS = """
+    import hashlib, json
+    from kernels import situations
+    import npdwconv
+    from npdwconv.kernels.cpu import threading
+    threading.SMALL.update(dict.fromkeys(threading.SMALL, 0))
+    def digests(s, layout):
+        operands = s.operands("float32", layout)
+        gradients = s.gradients(s.forward(operands, "reference", layout), "float32")
+        found = s.both(operands, gradients, "numba", layout)
+        return [hashlib.sha256(array.tobytes()).hexdigest() for array in found.values()]
+    results = []
+    for count in (1, 2, 7):
+        npdwconv.set_num_threads(count)
+        results.append([digests(s, layout) for s in SITUATIONS for layout in s.layouts])
+    print(json.dumps(results))
+"""
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_any_number_of_threads(layer: str):
+    code = DIGESTS.replace("SITUATIONS", "situations.CORE")
+    one, two, seven = json.loads(run(code, NUMBA_NUM_THREADS=7, NUMBA_THREADING_LAYER=layer))
+    assert one == two == seven
+
+
+LANES_CODE = """
+    from kernels import situations, test_parity
+    assert situations.LANES == {lanes}
+    for s in {situations}:
+        for layout in s.layouts:
+            test_parity.exactly(s, layout, **dict.fromkeys(s.activations, "relu6"))
+            for dtype in {dtypes}:
+                test_parity.closely(s, dtype, layout)
+"""
+
+
+def other_lanes() -> list[int]:
+    """Numbers of lanes narrower than the machine's own."""
+    return [lanes for lanes in (16, 8, 4) if lanes < LANES]
+
+
+@pytest.mark.parametrize("lanes", other_lanes())
+def test_narrower_lanes(lanes: int):
+    code = LANES_CODE.format(
+        lanes=lanes, situations="situations.CORE[:4]", dtypes='("float16",)[: layout == "channels_last"]'
+    )
+    run(code, NPDWCONV_LANES=lanes)
+
+
+# everything
+
+
+@pytest.mark.sweep
+@each(MORE, SWEPT)
+def test_sweep(s: Situation, layout: str):
+    exactly(s, layout)
+    for dtype in dtypes_of(s):
+        closely(s, dtype, layout)
+
+
+def dtypes_of(s: Situation) -> tuple[str, ...]:
+    """The dtypes that the sweep gives a situation: each gets one beside float32, in turn."""
+    turn = list(BY_NAME).index(s.name) % 3
+    return DTYPES[0], DTYPES[1 + turn]
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("dtype", DTYPES)
+@each(CORE)
+def test_sweep_of_activations(s: Situation, layout: str, dtype: str, activation: str):
+    closely(s, dtype, layout, **dict.fromkeys(s.activations, activation))
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("lanes", other_lanes())
+@pytest.mark.parametrize("part", range(4))
+def test_sweep_of_lanes(lanes: int, part: int):
+    names = f"(*situations.CORE, *situations.MORE, *situations.SWEPT)[{part}::4]"
+    code = LANES_CODE.format(lanes=lanes, situations=names, dtypes="test_parity.dtypes_of(s)[1:]")
+    run(code, NPDWCONV_LANES=lanes, seconds=3000)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+@pytest.mark.parametrize("part", range(4))
+def test_sweep_of_threads(layer: str, part: int):
+    code = DIGESTS.replace("SITUATIONS", f"(*situations.MORE, *situations.SWEPT)[{part}::4]")
+    one, two, seven = json.loads(run(code, NUMBA_NUM_THREADS=7, NUMBA_THREADING_LAYER=layer, seconds=3000))
+    assert one == two == seven
+
+
+@pytest.mark.sweep
+@given(case=cases(), activation=st.sampled_from((None, *PIECEWISE)))
+@settings(max_examples=300)
+def test_drawn(case: Case, activation: str | None):
+    x, weight, bias = case.x(), case.weight(), case.bias()
+    wanted = case.conv(x, weight, bias, backend="reference", activation=activation)
+    assert np.array_equal(case.conv(x, weight, bias, backend="numba", activation=activation), wanted)
+    arguments = case.like(wanted), x, weight, bias
+    found, want = (case.backward(*arguments, backend=name, activation=activation) for name in ("numba", "reference"))
+    assert all(map(np.array_equal, found, want))
+
+
+@pytest.mark.sweep
+@given(drawn=transposed())
+@settings(max_examples=150)
+def test_drawn_transposed(drawn):
+    case, options = drawn
+    forward, backward = (op(f"depthwise_conv_transpose{{}}d{kind}", case.rank) for kind in ("", "_backward"))
+    x, weight, bias = case.x(), case.weight(), case.bias()
+    wanted = forward(x, weight, bias, backend="reference", **options)
+    assert np.array_equal(forward(x, weight, bias, backend="numba", **options), wanted)
+    arguments = case.like(wanted), x, weight, bias
+    found, want = (backward(*arguments, backend=name, **options) for name in ("numba", "reference"))
+    assert all(map(np.array_equal, found, want))
