@@ -49,9 +49,12 @@ def warmup(*calls: str, layout: str = "channels_first", dtype: str = "float32", 
     shape of ``x`` as NxCxW, NxCxHxW or NxCxDxHxW whatever the layout (tokens: NxCxHxW, the grid), and in any order
     ``k3`` or ``k3x5`` the kernel (default 3, causal 4), ``s2`` the stride, ``d2`` the dilation, ``p1`` or ``psame``
     the padding (default: kernel // 2), ``m2`` the depth multiplier, ``o64`` the output channels of pointwise and
-    separable (default: the input's), an activation's name (separable: of both stages), and ``nobias``. Or a call is a model's name,
-    ``efficientnet-lite0``, by itself or with a shape: its batch norms folded and its weights frozen, unless
-    ``backward``. Each is made once on zeros, with the number of threads that `set_num_threads` says.
+    separable (default: the input's), an activation's name (separable: of both stages), and ``nobias``.
+
+    Or a call is a model's name, ``efficientnet-lite0``, by itself or with the shape of its input: its batch norms are
+    folded and its weights frozen, unless ``backward`` asks for training.
+
+    Each is made once on zeros, with as many threads as `set_num_threads` says.
 
     Args:
         calls: what to compile.

@@ -13,6 +13,7 @@ from bench_tiny import DEPTHWISE, SMALL
 from npdwconv import cli
 from npdwconv.bench import measure, plot, report, run
 from npdwconv.bench.ceilings import Ceilings
+from npdwconv.bench.scores import Timings
 from npdwconv.errors import OptionError
 
 TESTS = str(Path(__file__).parent)
@@ -24,6 +25,12 @@ def few(monkeypatch):
     chosen = [replace(SMALL, source="somewhere"), replace(DEPTHWISE, quick=True)]
     monkeypatch.setattr(run, "cases", lambda: chosen)
     monkeypatch.setattr(run, "_limits", lambda settings, skipped: Ceilings(100.0, {1 << 10: 50.0, 1 << 20: 10.0}))
+    monkeypatch.setattr(run, "_peaks", lambda settings, limits: [100.0, 99.0])
+
+
+@pytest.fixture
+def restless(monkeypatch):
+    monkeypatch.setattr(run, "_peaks", lambda settings, limits: [100.0, 70.0])
 
 
 def bench(capsys, *argv):
@@ -40,7 +47,8 @@ def test_bench_as_json(few, capsys):
     assert (code, err) == (0, "")
     found = json.loads(out)
     assert set(found) == {
-        "schema", "when", "machine", "settings", "versions", "skipped", "ceilings", "families", "properties", "cases",
+        "schema", "when", "machine", "settings", "versions", "skipped", "ceilings", "peaks", "families", "properties",
+        "cases",
     }  # fmt: skip
     assert (found["schema"], found["skipped"], set(found["versions"])) == (1, {}, {"npdwconv", "numpy"})
     layer, function = found["families"]
@@ -64,6 +72,7 @@ def test_bench_as_a_page(few, capsys, tmp_path):
     argv = ("--family", "forward-last", "--peer", "numpy", "--no-compile-times", "--markdown", str(page))
     code, out, _ = bench(capsys, *argv, *(("--plot", str(picture)) if plot.find_spec("matplotlib") else ()))
     assert code == 0
+    assert "not quiet" not in out
     for words in ("depthwise forward, channels_last", "n2-c3-7x6-k3-s2", "none", "Machine: ", "1 threads each"):
         assert words in out
     assert "channels_first" not in out
@@ -81,6 +90,11 @@ def test_a_wrong_result_of_ours_exits_with_1(few, capsys, monkeypatch):
     code, out, _ = bench(capsys, "--family", "pointwise-function", "--peer", "numpy", "--no-compile-times")
     assert code == 1
     assert "no speed" in out
+
+
+def test_a_machine_that_was_not_quiet_is_said_to_be_so(few, restless, capsys):
+    argv = ("--peer", "numpy", "--match", "n2-c3", "--no-compile-times")
+    assert "not quiet: the same arithmetic ran at 70 to 100 GFLOP/s" in bench(capsys, *argv)[1]
 
 
 def test_a_peer_that_is_not_installed_is_skipped_and_said_so(few, capsys, monkeypatch):
@@ -124,3 +138,11 @@ def test_a_page_without_markers_is_left_alone(tmp_path):
     with pytest.raises(OptionError, match="needed a file with the lines"):
         report.check(str(page))
     assert page.read_text() == "mine\n"
+
+
+def test_the_network_by_participant(monkeypatch):
+    seconds = {"npdwconv channels_last": [3.0, 5.0, 4.0], "torch NCHW": [9.0], "torch channels_last": [8.0]}
+    monkeypatch.setattr(run, "measure", lambda case, field: Timings(case, seconds))
+    monkeypatch.setattr(run, "PEERS", {})
+    settings = measure.Settings(threads=1, rounds=1, seconds=0.0, warm=0.0)
+    assert run.network_seconds(settings) == {"npdwconv": 4.0, "torch": 8.0}

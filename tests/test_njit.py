@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -265,6 +266,25 @@ def test_no_reference_is_lost_or_kept():
         assert call(x, weight) != 0
         assert call(x, weight[:, :, :0]) == 0
     assert (sys.getrefcount(x), sys.getrefcount(weight)) == before
+
+
+def test_results_are_freed():
+    @njit
+    def call(x, weight, times):
+        total = np.float32(0)
+        for _ in range(times):
+            grads = npdwconv.depthwise_conv1d_backward(x, x, weight, padding="same")
+            total += grads.x[0, 0, 0] + npdwconv.depthwise_conv1d(x, weight)[0, 0, 0]
+        return total
+
+    x, weight = array(1, 2, 50_000), array(2, 1, 3)
+    call(x, weight, 1)
+    tracemalloc.start()
+    try:
+        call(x, weight, 20)
+        assert tracemalloc.get_traced_memory()[0] < x.nbytes
+    finally:
+        tracemalloc.stop()
 
 
 PROGRAM = textwrap.dedent("""

@@ -61,14 +61,21 @@ def _way(build: Callable[[], Any]) -> Way:
 def measured(worker: Worker, rounds: int, seconds: float) -> Ceilings:
     """The best of some bursts of each."""
     names = list(worker.open(NOTHING))
-    amounts = {name: int(worker.result(name)) for name in names}
-    rates = {
-        name: amounts[name] / min(worker.burst(name, seconds, seconds / 2) for _ in range(rounds)) / 1e9
-        for name in names
-    }
+    rates = {name: max(_rates(worker, name, rounds, seconds)) for name in names}
     copies: dict[int, float] = {}
     for name in names:
         if name != PEAK:
             size = int(name.split()[0])
             copies[size] = max(copies.get(size, 0.0), rates[name])
     return Ceilings(rates[PEAK], copies)
+
+
+def peaks(worker: Worker, rounds: int, seconds: float) -> list[float]:
+    """GFLOP/s of some bursts of the peak, which are the same on a machine that does nothing else."""
+    worker.open(NOTHING)
+    return _rates(worker, PEAK, rounds, seconds)
+
+
+def _rates(worker: Worker, name: str, rounds: int, seconds: float) -> list[float]:
+    amount = float(worker.result(name))
+    return [amount / worker.burst(name, seconds, seconds / 2) / 1e9 for _ in range(rounds)]

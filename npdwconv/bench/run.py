@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from statistics import median
 from typing import Any
 
 from npdwconv.bench import ceilings, host
@@ -43,6 +44,7 @@ class Report:
     versions: dict[str, str]
     skipped: dict[str, str]
     ceilings: Ceilings | None
+    peaks: list[float]
     timings: list[Timings]
     scores: list[Score]
     standings: list[Standing]
@@ -64,6 +66,7 @@ class Report:
             "versions": self.versions,
             "skipped": self.skipped,
             "ceilings": self.ceilings and {"gflops": self.ceilings.gflops, "copy_gbps": self.ceilings.copy},
+            "peaks": self.peaks,
             "families": [_family(standing, self.first_calls) for standing in self.standings],
             "properties": [asdict(each) | {"met": each.met} for each in self.properties],
             "cases": [_case(timings, self.scores) for timings in self.timings],
@@ -117,6 +120,7 @@ def run(
     modules = {OURS: OWN_MODULE} | {name: PEERS[name].module for name in named if name not in skipped}
     tell("the machine's limits")
     limits = _limits(settings, skipped)
+    peaks = _peaks(settings, limits)
     timings, found = [], []
     with Field(modules, settings) as field:
         for number, case in enumerate(chosen):
@@ -134,12 +138,25 @@ def run(
         versions,
         skipped | lost,
         limits,
+        peaks + _peaks(settings, limits),
         timings,
         found,
         standings(found),
         firsts,
         traits,
     )
+
+
+def network_seconds(settings: Settings) -> dict[str, float]:
+    """Seconds that EfficientNet-Lite0 takes at batch 1, by participant that is installed, each in its best way."""
+    (case,) = choose(["network"])
+    modules = {OURS: OWN_MODULE} | {name: peer.module for name, peer in PEERS.items() if not peer.missing()}
+    with Field(modules, settings) as field:
+        found = measure(case, field).seconds
+    each: dict[str, list[float]] = {}
+    for label, seconds in found.items():
+        each.setdefault(label.split()[0], []).append(median(seconds))
+    return {name: min(seconds) for name, seconds in each.items()}
 
 
 def _limits(settings: Settings, skipped: dict[str, str]) -> Ceilings | None:
@@ -150,6 +167,14 @@ def _limits(settings: Settings, skipped: dict[str, str]) -> Ceilings | None:
     except WorkerError as error:
         skipped["limits"] = str(error)
         return None
+
+
+def _peaks(settings: Settings, limits: Ceilings | None) -> list[float]:
+    """Bursts of the peak, before and after, that tell whether the machine was quiet."""
+    if limits is None:
+        return []
+    with Worker(ceilings.__name__, settings.threads) as worker:
+        return ceilings.peaks(worker, 3, settings.seconds)
 
 
 def _first_calls(found: Sequence[Score], settings: Settings, tell: Tell) -> dict[str, list[FirstCalls]]:

@@ -134,8 +134,8 @@ DIGESTS = """
     import hashlib, json
     from kernels import situations
     import npdwconv
-    from npdwconv.kernels.cpu import threading
-    threading.SMALL.update(dict.fromkeys(threading.SMALL, 0))
+    from npdwconv.kernels.cpu import engine
+    engine.SMALL = 0
     def digests(s, layout):
         operands = s.operands("float32", layout)
         gradients = s.gradients(s.forward(operands, "reference", layout), "float32")
@@ -149,10 +149,9 @@ DIGESTS = """
 """
 
 
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
-def test_any_number_of_threads(layer: str):
+def test_any_number_of_threads():
     code = DIGESTS.replace("SITUATIONS", "situations.CORE")
-    one, two, seven = json.loads(run(code, NUMBA_NUM_THREADS=7, NUMBA_THREADING_LAYER=layer))
+    one, two, seven = json.loads(run(code))
     assert one == two == seven
 
 
@@ -215,11 +214,10 @@ def test_sweep_of_lanes(lanes: int, part: int):
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("layer", ["omp", "workqueue"])
 @pytest.mark.parametrize("part", range(4))
-def test_sweep_of_threads(layer: str, part: int):
+def test_sweep_of_threads(part: int):
     code = DIGESTS.replace("SITUATIONS", f"(*situations.MORE, *situations.SWEPT)[{part}::4]")
-    one, two, seven = json.loads(run(code, NUMBA_NUM_THREADS=7, NUMBA_THREADING_LAYER=layer, seconds=3000))
+    one, two, seven = json.loads(run(code, seconds=3000))
     assert one == two == seven
 
 

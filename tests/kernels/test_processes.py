@@ -4,68 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from kernels.children import PACKAGE, finish, run, start
 
-LAYERS = ("omp", "workqueue", "tbb")
-
-every_layer = pytest.mark.parametrize("layer", LAYERS)
-
-
-@pytest.fixture(scope="module")
-def threads():
-    """The environment for a threading layer, where that layer can be loaded."""
-
-    def chosen(layer: str) -> dict[str, str]:
-        found = run(
-            """
-            from numba import get_num_threads, threading_layer
-            try:
-                get_num_threads()
-                print(threading_layer())
-            except ValueError:
-                print("")
-            """,
-            NUMBA_THREADING_LAYER=layer,
-            PYTHONWARNINGS="ignore",
-        )
-        if found != layer:
-            pytest.skip(f"the {layer} layer is not installed")
-        return {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4"}
-
-    return chosen
-
 
 # threads
 
 
-@every_layer
-def test_eight_threads_at_once(layer, threads):
+def test_eight_threads_at_once():
     code = """
         import threading
-        import numba
         import affine, npdwconv
         npdwconv.set_num_threads(4)
-        affine.right()
-        before = numba.get_num_threads()
         gate, found = threading.Barrier(8), []
         kinds = [dict(items=16, work=10**9), dict(items=3, work=10)] * 50
         def work():
             gate.wait()
             found.extend(affine.right(**kind) for kind in kinds)
-            found.append(numba.get_num_threads() == before)
         threads = [threading.Thread(target=work) for _ in range(8)]
         for thread in threads: thread.start()
         for thread in threads: thread.join()
         print(all(found), len(found))
     """
-    assert run(code, **threads(layer)) == f"True {8 * 101}"
+    assert run(code) == "True 800"
 
 
-@every_layer
-def test_threads_that_come_and_go(layer, threads):
+def test_threads_that_come_and_go():
     code = """
         from concurrent.futures import ThreadPoolExecutor
         import affine
@@ -73,63 +40,154 @@ def test_threads_that_come_and_go(layer, threads):
             with ThreadPoolExecutor(3) as pool:
                 assert all(pool.map(lambda _: affine.right(), range(6)))
     """
-    run(code, **threads(layer))
+    run(code)
 
 
-@every_layer
-def test_nothing_global_is_left_changed(layer, threads):
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_beside_parallel_code_of_numba(layer: str):
     code = """
+        import threading
         import numba, npdwconv
         import affine
-        numba.set_num_threads(3)
+        numba.set_num_threads(1)
         npdwconv.set_num_threads(2)
-        assert affine.right()
-        assert numba.get_num_threads() == 3, numba.get_num_threads()
         @numba.njit(parallel=True)
         def total(n):
             t = 0
             for i in numba.prange(n):
                 t += i
             return t
-        assert total(100) == 4950 and affine.right() and total(100) == 4950
-        assert numba.get_num_threads() == 3 and npdwconv.get_num_threads() == 2
+        found = []
+        def work():
+            found.extend(affine.right() for _ in range(200))
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert all(total(100) == 4950 for _ in range(50))
+        thread.join()
+        assert all(found)
+        assert numba.get_num_threads() == 1 and npdwconv.get_num_threads() == 2
     """
-    run(code, **threads(layer))
+    run(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2)
 
 
-def test_never_more_threads_than_numba_started():
+def test_more_threads_than_cores_and_than_items():
     code = """
         import npdwconv
-        from npdwconv.kernels.cpu.threading import threads_for
         import affine
-        npdwconv.set_num_threads(100)
-        assert threads_for(50, 10**9) == 3 and threads_for(2, 10**9) == 2
-        assert threads_for(50, 10) == 1 and threads_for(1, 10**9) == 1
-        npdwconv.set_num_threads(1)
-        assert threads_for(50, 10**9) == 1
-        npdwconv.set_num_threads(100)
-        assert affine.right()
+        for count in (7, 64, 2, 1):
+            npdwconv.set_num_threads(count)
+            assert all(affine.right(items=items, vectors=3) for items in (1, 2, 5, 7, 64, 1000) for _ in range(20))
     """
-    run(code, NUMBA_NUM_THREADS=3)
+    run(code)
+
+
+def test_more_items_than_a_ticket_counts():
+    code = """
+        import affine
+        from npdwconv.kernels.cpu import pool
+        assert affine.right(items=2 * pool.MASK + 3, vectors=1)
+    """
+    run(code)
+
+
+ABSENT = {
+    "never get a core": "threading.Event().wait()",
+    "come late": "time.sleep(0.3); kept(self)",
+    "are gone": "return",
+}
+
+
+@pytest.mark.parametrize("helpers", ABSENT)
+def test_launches_end_although_helpers(helpers: str):
+    code = f"""
+        import threading, time
+        import affine, npdwconv
+        from npdwconv.kernels.cpu import pool
+        kept = pool._Helper.run
+        def run(self):
+            {ABSENT[helpers]}
+        pool._Helper.run = run
+        pool.FAREWELL = 0.1
+        npdwconv.set_num_threads(3)
+        began = time.perf_counter()
+        assert all(affine.right() for _ in range(20))
+        assert time.perf_counter() - began < 20
+    """
+    run(code)
+
+
+def test_no_thread_can_be_started():
+    code = """
+        import threading
+        import affine, npdwconv
+        def start(self):
+            raise RuntimeError("can't start new thread")
+        threading.Thread.start = start
+        npdwconv.set_num_threads(3)
+        assert affine.right() and affine.right()
+    """
+    run(code)
 
 
 def test_a_launch_inside_another_is_serial():
     code = """
         import affine
-        from npdwconv.kernels.cpu import threading
-        assert threading.enter() and not threading.enter()
+        from npdwconv.kernels.cpu import pool
         assert affine.right()
-        threading.leave()
-        assert threading.enter()
+        with pool._pool.free:
+            assert affine.right()
+        assert affine.right()
     """
-    run(code, NUMBA_THREADING_LAYER="workqueue")
+    run(code)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no interval timer")
+def test_signals_do_not_free_what_helpers_use():
+    code = """
+        import gc, signal, time
+        import numpy as np
+        import affine, npdwconv
+        npdwconv.set_num_threads(3)
+        assert affine.right(items=64, vectors=200)
+        class Stop(Exception): pass
+        def stop(*_): raise Stop
+        signal.signal(signal.SIGALRM, stop)
+        stopped, ends = 0, time.monotonic() + 3
+        while time.monotonic() < ends:
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 * (1 + stopped % 10))
+                for _ in range(20):
+                    assert affine.right(items=64, vectors=200)
+            except Stop:
+                stopped += 1
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        assert stopped > 10 and affine.right()
+    """
+    run(code)
+
+
+def test_the_interpreter_ends_while_helpers_work():
+    code = """
+        import atexit, threading
+        import affine, npdwconv
+        npdwconv.set_num_threads(4)
+        atexit.register(lambda: print(affine.right()))
+        def forever():
+            while True:
+                affine.right()
+        for _ in range(2):
+            threading.Thread(target=forever, daemon=True).start()
+        assert all(affine.right() for _ in range(50))
+    """
+    for _ in range(5):
+        assert run(code) == "True"
 
 
 # processes
 
 
-@every_layer
-def test_a_child_forked_after_threads_ran(layer, threads):
+def test_a_child_forked_after_threads_ran():
     code = """
         import os
         import affine
@@ -146,19 +204,22 @@ def test_a_child_forked_after_threads_ran(layer, threads):
             assert status == 0, status
             assert affine.right()
     """
-    run(code, **threads(layer))
+    run(code, PYTHONWARNINGS="ignore")  # later Pythons warn of forks of many threads
 
 
-def test_a_child_forked_before_threads_ran():
+def test_a_child_has_helpers_of_its_own():
     code = """
-        import os
-        import affine
+        import os, threading
+        import affine, npdwconv
+        npdwconv.set_num_threads(3)
+        assert affine.right() and threading.active_count() == 3
         child = os.fork()
         if not child:
-            os._exit(0 if affine.right() else 1)
-        assert os.waitpid(child, 0)[1] == 0 and affine.right()
+            assert threading.active_count() == 1
+            os._exit(0 if affine.right() and threading.active_count() == 3 else 1)
+        assert os.waitpid(child, 0)[1] == 0
     """
-    run(code)
+    run(code, PYTHONWARNINGS="ignore")
 
 
 def test_a_fork_while_others_launch_and_compile():
@@ -184,11 +245,11 @@ def test_a_fork_while_others_launch_and_compile():
         stop.set()
         for thread in threads: thread.join()
     """
-    run(code, NUMBA_CACHE_DIR="/dev/null", PYTHONWARNINGS="ignore")  # later Pythons warn of such forks
+    run(code, NUMBA_CACHE_DIR="/dev/null", PYTHONWARNINGS="ignore")
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_pools_of_processes(method):
+def test_pools_of_processes(method: str):
     code = f"""
         import multiprocessing
         import affine
@@ -197,7 +258,7 @@ def test_pools_of_processes(method):
             with multiprocessing.get_context("{method}").Pool(2) as pool:
                 assert all(pool.starmap(affine.right, [(2,), (3,)] * 4))
     """
-    run(code)
+    run(code, PYTHONWARNINGS="ignore")
 
 
 # the cache

@@ -42,7 +42,7 @@ def register(function: Callable[..., Any], call: Callable[..., Any], result: Res
     """
     parameters = inspect.signature(function)
 
-    class Call(AbstractTemplate):  # type: ignore[misc]  # Numba is not typed
+    class Call(AbstractTemplate):
         key = function
         prefer_literal = True
 

@@ -17,6 +17,7 @@ from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
 from npdwconv.kernels.cpu.pixels import finish, pack_taps, row_at_edge, row_inside, start
 from npdwconv.kernels.cpu.simd import STORED
+from npdwconv.kernels.cpu.spec import Fixed
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
 
@@ -25,12 +26,12 @@ WIDEST = 32  # taps of a row that are unrolled; beyond, and at rare strides and 
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 
 
-def _first_tap(low, dilation):  # type: ignore[no-untyped-def] - compiled by Numba
+def _first_tap(low, dilation):  # type: ignore[no-untyped-def]  # compiled by Numba
     """The first tap whose source exists, ``low`` being how far before the image the window begins."""
     return (max(low, 0) + dilation - 1) // dilation
 
 
-def _last_tap(low, size, taps, dilation):  # type: ignore[no-untyped-def] - compiled by Numba
+def _last_tap(low, size, taps, dilation):  # type: ignore[no-untyped-def]  # compiled by Numba
     """One past the last tap whose source exists."""
     return min((size - 1 + low) // dilation + 1, taps)
 
@@ -38,7 +39,7 @@ def _last_tap(low, size, taps, dilation):  # type: ignore[no-untyped-def] - comp
 first_tap, last_tap = compiled(_first_tap), compiled(_last_tap)
 
 
-def _correlate(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _correlate(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     strip_block = item % task.channel_blocks
     rest = item // task.channel_blocks
     row_block = rest % task.row_blocks
@@ -66,7 +67,11 @@ def _correlate(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
                         taps = task.weight + (m * task.weight_fold + c) * task.weight_size
                         for t in range(t0, t1):
                             for r in range(r0, r1):
-                                x = source + (t * task.dilation_d * task.x_plane + r * task.dilation_h * task.x_row) * task.x_size
+                                x = (
+                                    source
+                                    + (t * task.dilation_d * task.x_plane + r * task.dilation_h * task.x_row)
+                                    * task.x_size
+                                )
                                 w = taps + (t * task.kernel_h + r) * task.kernel_w * task.weight_tap * task.weight_size
                                 for s in range(0, task.kernel_w, task.taps_w):
                                     shift = s * task.dilation_w
@@ -75,7 +80,9 @@ def _correlate(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
                                     if before <= 0 and reach < task.width:
                                         sums = row_inside(task, sums, xs, ws, c, left, 0, 0)
                                     else:
-                                        sums = row_at_edge(task, sums, xs, ws, c, left, before - shift, task.width + before - shift)
+                                        sums = row_at_edge(
+                                            task, sums, xs, ws, c, left, before - shift, task.width + before - shift
+                                        )
                     finish(
                         task,
                         sums,
@@ -86,7 +93,7 @@ def _correlate(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
                     )
 
 
-def _pack(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _pack(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     c = item * task.lanes
     for m in range(task.fold):
         for t in range(task.kernel_d):
@@ -172,14 +179,15 @@ def _dense(call: Call, sweeps: Sweeps) -> Dense:
     channels, inputs = call.result[-1], call.source[-1]
     fold = max(inputs // channels, 1)
     taps = fold * d.taps * h.taps * w.taps
-    return Dense(taps * channels, STORED[call.types[1]][2], _pack_launch(call, d, h, w, fold), _sum_launch(call, d, h, w, fold))
+    packs, sums = _pack_launch(call, d, h, w, fold), _sum_launch(call, d, h, w, fold)
+    return Dense(taps * channels, STORED[call.types[1]][2], packs, sums)
 
 
 def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
     dtype = STORED[call.types[0]][2]
     lanes, channels = machine().lanes(STORED[dtype][1]), call.result[-1]
     common = w.taps <= WIDEST and w.stride <= 3 and (w.taps - 1) * w.dilation <= 2 * WIDEST
-    fixed: dict[str, Any] = {
+    fixed: dict[str, Fixed] = {
         "x_type": call.types[0],
         "bias_type": call.types[2],
         "out_type": call.types[3],
@@ -213,7 +221,9 @@ def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
         "out_w": w.out,
         "weight_tap": channels,
         "weight_fold": d.taps * h.taps * w.taps * channels,
-        **{f"{field}_{axis}": value for axis, sweep in (("d", d), ("h", h)) for field, value in _numbers(sweep).items()},
+        **{
+            f"{field}_{axis}": value for axis, sweep in (("d", d), ("h", h)) for field, value in _numbers(sweep).items()
+        },
         "low_w": w.low,
         "strip": strip,
         "block_channels": block_channels,
@@ -273,7 +283,7 @@ def _pack_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
     lanes, channels = machine().lanes(STORED[dtype][1]), call.result[-1]
     _, rows, columns = (1,) * (3 - len(call.kernel)) + call.kernel
     taps = prod(call.kernel)
-    fixed = {"weight_type": call.types[1], "lanes": lanes}
+    fixed: dict[str, Fixed] = {"weight_type": call.types[1], "lanes": lanes}
     numbers = {
         "weight_size": STORED[call.types[1]][1],
         "packed_size": STORED[dtype][1],

@@ -1,8 +1,8 @@
 """Numba kernels for depthwise convolution and its transpose: arrays and ints, no validation.
 
-Everything is dense correlations (`phases`): a forward is one, an adjoint several, and either may end in an activation or
-in the product with an activation's derivative. `channels_first` and `channels_last` run them; `weight_gradient` has the
-adjoint in the weight.
+Everything is dense correlations (`phases`): a forward is one, an adjoint several, and either may end in an activation
+or in the product with an activation's derivative. `channels_first` and `channels_last` run them; `weight_gradient` has
+the adjoint in the weight.
 """
 
 from __future__ import annotations
@@ -21,8 +21,18 @@ from npdwconv.kernels.reference.borders import pad_bwd, pad_fwd
 from npdwconv.layouts import Array
 from npdwconv.precision import accumulator
 
-def _gather_first(source, weight, bias, out, passes, name, factor):  # type: ignore[no-untyped-def] - until it takes them
-    channels_first.gather_all(source, weight, bias, out, passes, name, factor, fold=source.shape[1] > out.shape[1])
+
+def _gather_first(
+    source: Array,
+    weight: Array,
+    bias: Array | None,
+    out: Array,
+    passes: tuple[phases.Sweeps, ...],
+    activation: str = "",
+    other: Array | None = None,
+) -> None:
+    fold = source.shape[1] > out.shape[1]
+    channels_first.gather_all(source, weight, bias, out, passes, activation, other, fold=fold)
 
 
 _GATHER = {"channels_first": _gather_first, "channels_last": channels_last.gather}
@@ -52,7 +62,8 @@ def depthwise_fwd(
 ) -> None:
     """out[n,cM+m,o] = activation(Σ_t w[cM+m,t]·x[n,c,i] + b[cM+m])."""
     if not (x.size and out.size):
-        return reference.depthwise_fwd(x, weight, bias, out, g, layout, activation)
+        reference.depthwise_fwd(x, weight, bias, out, g, layout, activation)
+        return
     source, inner = pad_fwd(x, g, _FIRST_AXIS[layout])
     _gather(source, weight, bias, out, _forward(inner), layout, activation)
 
@@ -69,7 +80,8 @@ def depthwise_bwd_activation(
 ) -> None:
     """grad_z = grad_out · activation′(z), with z recomputed."""
     if not (x.size and grad_z.size):
-        return reference.depthwise_bwd_activation(grad_out, x, weight, bias, grad_z, g, layout, activation)
+        reference.depthwise_bwd_activation(grad_out, x, weight, bias, grad_z, g, layout, activation)
+        return
     source, inner = pad_fwd(x, g, _FIRST_AXIS[layout])
     _gather(source, weight, bias, grad_z, _forward(inner), layout, activation, grad_out)
 
@@ -77,9 +89,11 @@ def depthwise_bwd_activation(
 def depthwise_bwd_input(grad_z: Array, weight: Array, grad_x: Array, g: ConvGeometry, layout: str) -> None:
     """grad_x[n,c,i] = Σ_m,t w[cM+m,t]·grad_z[n,cM+m,o], over the o for which tap t reads i."""
     if not (grad_z.size and grad_x.size):
-        return reference.depthwise_bwd_input(grad_z, weight, grad_x, g, layout)
+        reference.depthwise_bwd_input(grad_z, weight, grad_x, g, layout)
+        return
     if not g.copies_border:
-        return _gather(grad_z, weight, None, grad_x, _adjoint(g), layout)
+        _gather(grad_z, weight, None, grad_x, _adjoint(g), layout)
+        return
     first, inner, shape = _FIRST_AXIS[layout], g.inside(), list(grad_x.shape)
     shape[first : first + len(g.axes)] = inner.size
     padded = np.empty(shape, dtype=accumulator(grad_x.dtype))
@@ -91,7 +105,8 @@ def depthwise_bwd_input(grad_z: Array, weight: Array, grad_x: Array, g: ConvGeom
 def depthwise_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> None:
     """grad_w[cM+m,t] = Σ_n,o grad_z[n,cM+m,o]·x[n,c,i]."""
     if not (x.size and grad_z.size):
-        return reference.depthwise_bwd_weight(grad_z, x, grad_weight, g, layout)
+        reference.depthwise_bwd_weight(grad_z, x, grad_weight, g, layout)
+        return
     source, inner = pad_fwd(x, g, _FIRST_AXIS[layout])
     _correlate(grad_z, source, grad_weight, inner, layout)
 
@@ -101,7 +116,8 @@ def transpose_fwd(
 ) -> None:
     """out[n,cM+m,i] = activation(Σ_t w[cM+m,t]·x[n,c,o] + b[cM+m]), over the o for which tap t reads i."""
     if not (x.size and out.size):
-        return reference.transpose_fwd(x, weight, bias, out, g, layout, activation)
+        reference.transpose_fwd(x, weight, bias, out, g, layout, activation)
+        return
     _gather(x, weight, bias, out, _adjoint(g), layout, activation)
 
 
@@ -117,21 +133,24 @@ def transpose_bwd_activation(
 ) -> None:
     """grad_z = grad_out · activation′(z), with z recomputed."""
     if not (x.size and grad_z.size):
-        return reference.transpose_bwd_activation(grad_out, x, weight, bias, grad_z, g, layout, activation)
+        reference.transpose_bwd_activation(grad_out, x, weight, bias, grad_z, g, layout, activation)
+        return
     _gather(x, weight, bias, grad_z, _adjoint(g), layout, activation, grad_out)
 
 
 def transpose_bwd_input(grad_z: Array, weight: Array, grad_x: Array, g: ConvGeometry, layout: str) -> None:
     """grad_x[n,c,o] = Σ_m,t w[cM+m,t]·grad_z[n,cM+m,i]."""
     if not (grad_z.size and grad_x.size):
-        return reference.transpose_bwd_input(grad_z, weight, grad_x, g, layout)
+        reference.transpose_bwd_input(grad_z, weight, grad_x, g, layout)
+        return
     _gather(grad_z, weight, None, grad_x, _forward(g), layout)
 
 
 def transpose_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> None:
     """grad_w[cM+m,t] = Σ_n,o x[n,c,o]·grad_z[n,cM+m,i]."""
     if not (x.size and grad_z.size):
-        return reference.transpose_bwd_weight(grad_z, x, grad_weight, g, layout)
+        reference.transpose_bwd_weight(grad_z, x, grad_weight, g, layout)
+        return
     _correlate(x, grad_z, grad_weight, g, layout)
 
 

@@ -22,9 +22,8 @@ from npdwconv.kernels.cpu.engine import Kernel, compiled
 from npdwconv.kernels.cpu.simd import I32, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 
-import os
-PF = int(os.environ.get('PF','0'))
 BANK = 7  # rows of a tile whose addresses share a base, so that the general registers suffice
+LINE = 64  # bytes of a cache line, no more than
 UNROLLED = 2  # steps of the depth in one round of a tile's loop
 
 
@@ -58,13 +57,13 @@ def _opaque(builder: Any, value: Value) -> Value:
     return builder.asm(kind, "", "=r,0", [value], False)
 
 
-def _prefetch(builder: Any, address: Value, *, write: bool) -> None:
-    """Ask for the line at ``address``, which need not exist."""
+def _prefetch(builder: Any, address: Value) -> None:
+    """Ask for the line at ``address``, which need not exist, in order to write it."""
     pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
     module, name = builder.module, "llvm.prefetch.p0"
     function = module.globals.get(name) or ir.Function(module, kind, name)
-    builder.call(function, [pointer, I32(int(write)), I32(3), I32(1)])
+    builder.call(function, [pointer, I32(1), I32(3), I32(1)])
 
 
 def transposed(v: Vectors, values: Sequence[Value]) -> list[Value]:
@@ -137,9 +136,6 @@ class _Tile:
                 v.load(v.at(panel, j * v.lanes * width), stored, self.last(mask, j) if spec.direct else None)
                 for j in range(self.vectors)
             ]
-            if PF & 2 and spec.direct:
-                for j in range(self.vectors):
-                    _prefetch(b, v.at(panel, (self.vectors + j) * v.lanes * width), write=False)
             results = []
             for number in range(self.rows):  # an element is used up before the next is loaded: registers suffice
                 place = b.add(bases[number // bank], offsets[number % bank])
@@ -243,14 +239,14 @@ class _Tile:
     def prefetch(self, out: Value) -> None:
         """Ask for the lines that the next panel's tile writes."""
         b, spec = self.builder, self.spec
-        if not PF & 1 or not spec.direct:
+        if not spec.ahead:
             return
         size = int(spec.out_size)
         step = self.v.index(self.number("out_row"), size)
         width = self.vectors * self.v.lanes * size
         for row in range(self.rows):
-            for place in range(width, 2 * width, 64):
-                _prefetch(b, self.v.at(out, b.mul(step, int64(row)), place), write=True)
+            for place in range(width, 2 * width, LINE):
+                _prefetch(b, self.v.at(out, b.mul(step, int64(row)), place))
 
     def tail(self, left: Value) -> Value | None:
         """The mask of the last vector; None where every vector is full."""

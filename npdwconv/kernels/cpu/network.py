@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_last, phases
 from npdwconv.kernels.cpu.patches import patches
 from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing
@@ -28,7 +29,7 @@ class Network:
 
     def __init__(self, steps: Sequence[Step], dtype: np.dtype[Any]) -> None:
         self.steps, self.dtype = tuple(steps), dtype
-        self.panels: dict[tuple[int, tuple[int, int]], Array] = {}
+        self.panels: dict[tuple[int, tuple[int, int, bool]], Array] = {}
         self.taps: dict[int, Array] = {}
         self._idle: dict[tuple[Shape, int], list[_Prepared]] = {}
 
@@ -42,7 +43,11 @@ class Network:
             run()
         result = prepared.last.copy()
         idle.append(prepared)
-        return result if layout == "channels_last" or result.ndim == 2 else np.ascontiguousarray(np.moveaxis(result, -1, 1))
+        return (
+            result
+            if layout == "channels_last" or result.ndim == 2
+            else np.ascontiguousarray(np.moveaxis(result, -1, 1))
+        )
 
 
 def network(steps: Sequence[Step], dtype: np.dtype[Any]) -> Network:
@@ -113,12 +118,26 @@ def _shape(step: Step, x: Shape) -> Shape:
     if step.kind == "mean":
         return (x[0], x[-1])
     if step.kind == "depthwise":
-        return (x[0], *step.window.geometry(x[1:-1]).out, step.weight.shape[0])
-    return (*x[:-1], step.weight.shape[0])
+        return (x[0], *_geometry(step, x).out, _weight(step).shape[0])
+    return (*x[:-1], _weight(step).shape[0])
+
+
+def _weight(step: Step) -> Array:
+    """The weight of a step that is not a mean."""
+    return cast(Array, step.weight)
+
+
+def _geometry(step: Step, x: Shape) -> ConvGeometry:
+    """The geometry of a step that has a window, at an input of shape ``x``; a mean's window is all of it."""
+    window = step.window
+    if window is None:
+        size = x[1:-1]
+        window = Window(size, (1,) * len(size), ((0, 0),) * len(size), (1,) * len(size))
+    return window.geometry(x[1:-1])
 
 
 def _windows(step: Step, x: Array, arrays: _Arrays, runs: list[Callable[[], None]]) -> tuple[Array, Array]:
-    g = step.window.geometry(x.shape[1:-1])
+    g = _geometry(step, x.shape)
     windows, memory = arrays.take((x.shape[0], *g.out, prod(g.kernel) * x.shape[-1]))
     runs.append(partial(patches(x.shape[0], x.shape[-1], g, x.dtype.name), x, windows))
     return windows, memory
@@ -126,15 +145,16 @@ def _windows(step: Step, x: Array, arrays: _Arrays, runs: list[Callable[[], None
 
 def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array) -> list[Callable[[], None]]:
     """A depthwise convolution; a mean is one whose every tap is the same."""
-    weight, window = step.weight, step.window
+    weight = _weight(step)
     if step.kind == "mean":
         size = x.shape[1:-1]
         weight = np.full((x.shape[-1], *size), 1 / prod(size), x.dtype)
-        window = Window(size, (1,) * len(size), ((0, 0),) * len(size), (1,) * len(size))
         out = out.reshape(x.shape[0], *(1,) * len(size), x.shape[-1])
-    passes = phases.forward(window.geometry(x.shape[1:-1]))
+    passes = phases.forward(_geometry(step, x.shape))
     dtypes = (x.dtype, weight.dtype, step.bias is not None, out.dtype, None)
-    (dense,) = channels_last.launches(x.shape, out.shape, weight.shape, passes, dtypes, step.activation, get_num_threads())
+    (dense,) = channels_last.launches(
+        x.shape, out.shape, weight.shape, passes, dtypes, step.activation, get_num_threads()
+    )
     taps = network.taps.get(index)
     if taps is None or step.kind == "mean":
         taps = network.taps[index] = np.empty(dense.packed, x.dtype)
@@ -145,8 +165,8 @@ def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array) -
 def _pointwise(
     network: Network, index: int, step: Step, x: Array, out: Array, added: Array | None
 ) -> Callable[[], None]:
-    outputs = step.weight.shape[0]
-    weight = step.weight if step.kind == "pointwise" else np.moveaxis(step.weight, 1, -1)
+    outputs = _weight(step).shape[0]
+    weight = _weight(step) if step.kind == "pointwise" else np.moveaxis(_weight(step), 1, -1)
     weight = np.ascontiguousarray(weight).reshape(outputs, -1)
     depth = weight.shape[1]
     name = x.dtype.name

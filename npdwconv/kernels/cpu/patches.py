@@ -16,6 +16,7 @@ from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.simd import STORED, Vectors
+from npdwconv.kernels.cpu.spec import Fixed
 
 
 @intrinsic
@@ -33,7 +34,7 @@ def _copy(typing: Any, task: Any, source: Any, target: Any, low: Any, high: Any,
     return types.none(task, source, target, low, high, count), generate
 
 
-def _patches(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _patches(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     image, p = item // task.out_h, item % task.out_h
     run = task.kernel_w * task.channels
     for q in range(task.out_w):
@@ -57,7 +58,7 @@ def patches(batch: int, channels: int, g: ConvGeometry, dtype: str) -> Launch:
     """The launch over (x, out): out (batch·P·Q, R·S·C) for x (batch, H, W, C); no dilation."""
     h, w = g.axes
     size = STORED[dtype][1]
-    fixed = {"dtype": dtype, "size": size, "lanes": machine().lanes(size)}
+    fixed: dict[str, Fixed] = {"dtype": dtype, "size": size, "lanes": machine().lanes(size)}
     numbers = {
         "channels": channels,
         "height": h.size,

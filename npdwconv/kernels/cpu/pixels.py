@@ -89,7 +89,9 @@ def start(typing: Any, task: Any, bias: Any, left: Any) -> Any:
 
 def _row(*, edge: bool) -> Any:
     @intrinsic
-    def row(typing: Any, task: Any, sums: Any, x: Any, weight: Any, channel: Any, left: Any, low: Any, high: Any) -> Any:
+    def row(
+        typing: Any, task: Any, sums: Any, x: Any, weight: Any, channel: Any, left: Any, low: Any, high: Any
+    ) -> Any:
         """Add one row of taps to the sums; at an edge, columns outside [low, high) are padding and read nothing."""
         spec = task.spec
 

@@ -18,6 +18,7 @@ from npdwconv.kernels.cpu.products import (
     Strides,
     packed_product,
     packing,
+    packing_once,
     packing_product,
     reduction,
 )
@@ -126,25 +127,28 @@ def _apply(
         "" if activation is None else activation.name,
         chain,
         transposed,
+        isinstance(weight, Packed),
         get_num_threads(),
     )
     result = target(out)
     x, bias, other = plain(x), None if bias is None else plain(bias), None if other is None else plain(other)
-    if plan.packing is None:
-        plan.run(w, x, bias, result, other, np.empty(plan.scratch, dtype=plan.dtype))
-    else:
+    if plan.packing is not None:
         panels = weight.panels(plan.packing) if isinstance(weight, Packed) else packed(w, plan.packing)
         plan.run(x, panels, bias, result, other)
+    else:
+        a, b = (w, x) if plan.weight_first else (x, w)
+        plan.run(a, b, bias, result, other, np.empty(plan.scratch, dtype=plan.dtype))
     deliver(result, out)
 
 
 class Plan(NamedTuple):
-    """A product's launch, over (x, panels, bias, out, other), or, without `packing`, (w, x, bias, out, other, scratch)."""
+    """A product's launch: over (x, panels of the weight, bias, out, other), or over x, weight and scratch."""
 
     run: Launch
-    packing: Packing | None
-    scratch: int
     dtype: str
+    packing: Packing | None = None
+    scratch: int = 0
+    weight_first: bool = False
 
 
 @lru_cache(maxsize=1024)
@@ -156,6 +160,7 @@ def _plan(
     activation: str,
     chain: bool,
     transposed: bool,
+    frozen: bool,
     threads: int,
 ) -> Plan:
     """The product for a weight (rows, columns): in channels_first the cheaper of packing the pixels and turning results."""
@@ -170,18 +175,22 @@ def _plan(
         flat = Matrices(
             1, batch * pixels, outs, depth, Strides(depth), weight, Strides(outs), x_type, w_type, **rest
         )
-        return _packed_plan(flat)
+        return _weight_packed(flat, frozen)
     source, result = Strides(1, pixels, depth * pixels), Strides(pixels, 1, outs * pixels)
     across = Matrices(batch, pixels, outs, depth, source, weight, result, x_type, w_type, turned=True, **rest)
     along = Matrices(batch, outs, pixels, depth, weight, source, result, w_type, x_type, **rest)
     if _cost(along, packs=True) >= _cost(across, packs=False):
-        return _packed_plan(across)
+        return _weight_packed(across, frozen)
     run = packing_product(along)
-    return Plan(run.launch, None, run.scratch, along.dtype)
+    return Plan(run.launch, along.dtype, scratch=run.scratch, weight_first=True)
 
 
-def _packed_plan(m: Matrices) -> Plan:
-    return Plan(packed_product(m), packing(m), 0, m.dtype)
+def _weight_packed(m: Matrices, frozen: bool) -> Plan:
+    """The product whose panels are the weight's: packed ahead, or on the way where that packs each once."""
+    once = None if frozen else packing_once(m)
+    if once is not None:
+        return Plan(once.launch, m.dtype, scratch=once.scratch)
+    return Plan(packed_product(m), m.dtype, packing(m))
 
 
 def _cost(m: Matrices, *, packs: bool) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import gcd
 from typing import NamedTuple
 
 from npdwconv.kernels.cpu.cuts import Cut, best_cut
@@ -71,11 +72,13 @@ def _multiply_packing(task, item):  # type: ignore[no-untyped-def] - compiled by
         else:
             pack_panel(task, b, panel, p < task.wide, task.columns - column, task.depth)
         place = image * task.out_image + row * task.out_row + column
+        if task.turned:
+            place = image * task.out_image + row + column * task.out_row
         rows_by_panel(
             task,
-            task.a + row * task.a_row * task.a_size,
+            task.a + (image * task.a_image + row * task.a_row) * task.a_size,
             panel,
-            task.bias + row * task.bias_size,
+            task.bias + (row if task.bias_of_rows else column) * task.bias_size,
             task.out + place * task.out_size,
             task.other + place * task.other_size,
             task.depth,
@@ -102,7 +105,10 @@ def _reduce(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
             for p in range(first, last):
                 column = first_vector(task, p) * task.lanes
                 b = task.b + (image * task.b_image + column * task.b_column + start * task.b_step) * task.b_size
-                pack_panel(task, b, panel, p < task.wide, task.columns - column, depth)
+                if task.direct:
+                    panel = b
+                else:
+                    pack_panel(task, b, panel, p < task.wide, task.columns - column, depth)
                 place = row * task.out_row + column
                 if task.turned:
                     place = column * task.out_row + row
@@ -172,7 +178,9 @@ class Matrices(NamedTuple):
             "turning": self.b.line != 1,
         }
 
-    def multiplying(self, cut: Cut, bias: str, *, adds: bool = False, direct: bool = False) -> dict[str, Fixed]:
+    def multiplying(
+        self, cut: Cut, bias: str, *, adds: bool = False, direct: bool = False, ahead: bool = False
+    ) -> dict[str, Fixed]:
         """What is compiled into the product with a packed ``b``, the bias being of "rows" or "columns"."""
         return {
             "lanes": self.lanes,
@@ -189,6 +197,7 @@ class Matrices(NamedTuple):
             "chain": self.chain,
             "adds": adds,
             "direct": direct,
+            "ahead": ahead,
             **_typed("a", self.a_type),
             **_typed("out", self.out_type),
             **_typed("bias", self.bias_type),
@@ -250,7 +259,9 @@ def packing(m: Matrices) -> Packing:
 
 
 POINTERS = ("a", "packed", "bias", "out", "other")
-L1_BYTES, L2_BYTES = 40_000, 1_000_000
+L1_BYTES, L2_BYTES, PAGE = 48 * 1024, 1_000_000, 4096  # caches of a core; lines a page apart share a set of the first
+FEW = 48  # rows up to which a panel is not used often enough to be worth packing
+CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
 def packed_product(m: Matrices) -> Launch:
@@ -258,7 +269,7 @@ def packed_product(m: Matrices) -> Launch:
     cut = m.cut("rows")
     row = m.depth * STORED[m.a_type][1]
     panels_stay = m.columns * m.depth * STORED[m.dtype][1] / cut.column_blocks <= L2_BYTES
-    group = L1_BYTES if panels_stay else L2_BYTES // 2
+    group = L1_BYTES // 2 if panels_stay else L2_BYTES // 2
     numbers = {**m.numbers(cut), "group": max(group // max(row * cut.tile.rows, 1), 1)}
     items = cut.row_blocks * cut.column_blocks
     return Launch(multiply, POINTERS, m.multiplying(cut, "columns"), numbers, items=items, work=m.work)
@@ -271,27 +282,40 @@ class Scratched(NamedTuple):
     scratch: int
 
 
-DIRECT = 64  # rows up to which a panel is not used often enough to be worth packing
+def packing_once(m: Matrices) -> Scratched | None:
+    """`packed_product` that packs ``b`` on its way; None where several blocks would pack the same panel."""
+    cut = m.cut("rows")
+    if m.images > 1 or cut.row_blocks > 1:
+        return None
+    return _scratched(m, cut, multiply_packing, m.depth, "columns")
 
 
 def packing_product(m: Matrices) -> Scratched:
-    """The product that packs ``b`` on its way, for a ``b`` that only one image uses."""
-    cut, direct = m.cut("columns"), m.height <= DIRECT
-    return _scratched(m, cut, multiply_packing, 0 if direct else m.depth, "rows", direct=direct)
+    """The product with a ``b`` that only one image uses: its panels are packed, or read where they lie."""
+    cut = m.cut("columns")
+    direct = m.height <= FEW or _stays(m, cut)
+    return _scratched(m, cut, multiply_packing, m.depth, "rows", direct=direct, ahead=direct)
 
 
-CHUNK = 512  # steps of a long depth that are summed before they are added to the result
+def _stays(m: Matrices, cut: Cut) -> bool:
+    """Whether a panel read where it lies, a line of it ``b.step`` elements from the next, stays in the first cache."""
+    size = STORED[m.b_type][1]
+    sets = PAGE // gcd(m.b.step * size, PAGE)
+    ways = L1_BYTES // PAGE
+    return m.depth <= sets * ways and m.depth * cut.tile.vectors * m.lanes * size <= L1_BYTES
 
 
 def reduction(m: Matrices) -> Scratched:
     """The product summed over the images, too, a chunk of the depth after another."""
-    return _scratched(m, m.cut(""), reduce, CHUNK, "", adds=True)
+    cut = m.cut("")
+    direct = m.b.line == 1 and (m.height <= FEW or cut.panels == 1)
+    return _scratched(m, cut, reduce, CHUNK, "", adds=True, direct=direct)
 
 
 def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, **options: bool) -> Scratched:
     items = cut.row_blocks * cut.column_blocks
-    each = cut.tile.vectors * m.lanes * min(depth, m.depth)
+    each = 0 if options.get("direct") else cut.tile.vectors * m.lanes * min(depth, m.depth)
     fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options)}
-    numbers = {**m.numbers(cut), "scratch_item": each, "chunk": depth}
+    numbers = {**m.numbers(cut), "scratch_item": each, "chunk": max(depth, 1)}
     pointers = ("a", "b", "bias", "out", "other", "scratch")
     return Scratched(Launch(kernel, pointers, fixed, numbers, items=items, work=m.work), items * each)

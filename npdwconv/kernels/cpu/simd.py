@@ -126,7 +126,7 @@ class Vectors:
         return self._widen(self._call(name, raw, [places, I32(1), every, ir.Constant(raw, None)]), stored)
 
     def scatter(self, value: Value, address: Value, step: Value, stored: str = "", mask: Value | None = None) -> None:
-        """Write values ``step`` bytes apart, rounded once to ``stored``; nothing in the lanes that ``mask`` leaves out."""
+        """Write values ``step`` bytes apart, rounded once to ``stored``; nothing in lanes that ``mask`` leaves out."""
         value, b = self._narrow(value, stored), self.builder
         element = value.type.element
         offsets = b.mul(self.splat(step), self.iota(I64))

@@ -33,7 +33,7 @@ class Spec:
     fields: tuple[str, ...]
     fixed: tuple[tuple[str, Fixed], ...]
 
-    def __getattr__(self, name: str) -> Fixed:
+    def __getattr__(self, name: str) -> Any:
         for key, value in object.__getattribute__(self, "fixed"):
             if key == name:
                 return value
@@ -66,7 +66,7 @@ class TaskType(types.Type):
 
 
 @register_default(TaskType)
-class _TaskModel(models.PrimitiveModel):  # type: ignore[misc] - Numba is not typed
+class _TaskModel(models.PrimitiveModel):
     """A pointer to the block."""
 
     def __init__(self, manager: Any, kind: TaskType) -> None:
@@ -74,7 +74,7 @@ class _TaskModel(models.PrimitiveModel):  # type: ignore[misc] - Numba is not ty
 
 
 @infer_getattr
-class _TaskAttributes(AttributeTemplate):  # type: ignore[misc] - Numba is not typed
+class _TaskAttributes(AttributeTemplate):
     key = TaskType
 
     def generic_resolve(self, kind: TaskType, name: str) -> Any:

@@ -20,6 +20,6 @@ class VectorType(types.Type):
 
 
 @register_default(VectorType)
-class _VectorModel(models.PrimitiveModel):  # type: ignore[misc] - Numba is not typed
+class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: VectorType) -> None:
         super().__init__(manager, kind, ir.VectorType(STORED[kind.dtype][0], kind.lanes))

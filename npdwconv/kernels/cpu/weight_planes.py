@@ -1,0 +1,110 @@
+"""Planes turned so that a vector holds one pixel of as many channels: what the weight gradient's tiles work on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
+from npdwconv.kernels.cpu.spec import field
+
+CHUNK = 16  # bytes that shuffles move freely: a lane of AVX, a register of SSE and NEON
+
+
+@intrinsic
+def scratch(typing: Any, task: Any) -> Any:
+    """The address of ``spec.scratch`` vectors on the stack, which last as long as the item."""
+    spec = task.spec
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        v = Vectors(builder, spec.dtype)
+        space = cgutils.alloca_once(builder, ir.ArrayType(v.type, spec.scratch))
+        space.align = v.lanes * v.bytes
+        return builder.ptrtoint(space, ir.IntType(64))
+
+    return types.int64(task), generate
+
+
+def _turn(side: str, *, full: bool) -> Any:
+    @intrinsic
+    def turn(typing: Any, task: Any, source: Any, channel: Any, left: Any, out: Any) -> Any:
+        """Write a vector a pixel: ``left`` pixels at ``source``, in the planes of ``channel`` and those that follow.
+
+        As many vectors are written as a vector has lanes; those past ``left`` hold nothing of meaning.
+        """
+        spec = task.spec
+        stored, each = getattr(spec, f"{side}_type"), getattr(spec, f"{side}_each")
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            task_, source_, channel_, left_, out_ = arguments
+            v = Vectors(builder, spec.dtype)
+            pitch, last = (field(builder, spec, task_, name) for name in (f"{side}_channel", "final"))
+            places = []
+            for lane in range(v.lanes):
+                plane = builder.add(channel_, int64(lane))
+                plane = builder.select(builder.icmp_signed("<", plane, last), plane, last)
+                plane = plane if each == 1 else builder.sdiv(plane, int64(each))
+                places.append(v.at(source_, builder.mul(plane, pitch)))
+            exists = None if full else v.between(int64(0), left_)
+            for pixel, value in enumerate(transposed(v, places, stored, exists)):
+                v.store(value, v.at(out_, int64(pixel * v.lanes * v.bytes)))
+            return context.get_dummy_value()
+
+        return types.none(task, source, channel, left, out), generate
+
+    return turn
+
+
+def transposed(v: Vectors, places: list[Value], stored: str, exists: Value | None) -> list[Value]:
+    """The columns of the square block whose rows begin at ``places``.
+
+    Chunks of rows are put together so that every chunk of every column is already in its place; what remains is to
+    transpose small squares inside the chunks, all of a vector at once.
+    """
+    width = CHUNK // v.bytes
+    narrow = Vectors(v.builder, v.dtype, width)
+    size = STORED[stored][1]
+    rows = [] if exists is None else [v.load(place, stored, exists) for place in places]
+
+    def chunk(row: int, number: int) -> Value:
+        if exists is None:
+            return narrow.load(v.at(places[row], int64(number * width * size)), stored)
+        return v.shuffle(rows[row], rows[row], range(number * width, (number + 1) * width))
+
+    columns = []
+    for number in range(v.lanes // width):
+        square = [_joined(v, [chunk(row, number) for row in range(first, v.lanes, width)]) for first in range(width)]
+        columns += _squares(v, square, width)
+    return columns
+
+
+def _joined(v: Vectors, parts: list[Value]) -> Value:
+    """The concatenation of vectors."""
+    while len(parts) > 1:
+        count = 2 * parts[0].type.count
+        parts = [v.shuffle(a, b, range(count)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _squares(v: Vectors, rows: list[Value], width: int) -> list[Value]:
+    """Transpose, in every chunk, the square that the rows' chunks form."""
+    if width == 2:
+        return [_picked(v, rows[0], rows[1], ((0, place), (1, place))) for place in range(2)]
+    low = [_picked(v, rows[i], rows[i + 1], ((0, 0), (1, 0), (0, 1), (1, 1))) for i in (0, 2)]
+    high = [_picked(v, rows[i], rows[i + 1], ((0, 2), (1, 2), (0, 3), (1, 3))) for i in (0, 2)]
+    halves = (((0, 0), (0, 1), (1, 0), (1, 1)), ((0, 2), (0, 3), (1, 2), (1, 3)))
+    return [_picked(v, *pair, places) for pair in (low, high) for places in halves]
+
+
+def _picked(v: Vectors, a: Value, b: Value, places: Any) -> Value:
+    """In every chunk, the places (0 for a, 1 for b; where in its chunk)."""
+    width = len(places)
+    chunks = range(0, v.lanes, width)
+    return v.shuffle(a, b, [side * v.lanes + start + place for start in chunks for side, place in places])
+
+
+z_full, z_some = _turn("z", full=True), _turn("z", full=False)
+x_full, x_some = _turn("x", full=True), _turn("x", full=False)
