@@ -3,6 +3,7 @@
 import ast
 import doctest
 import runpy
+import sys
 from pathlib import Path
 
 import npdwconv
@@ -23,6 +24,7 @@ doctest_test_doctest_blocks = ""  # the docstrings' examples run in tests/test_d
 doctest_default_flags = doctest.DONT_ACCEPT_TRUE_FOR_1  # Sphinx would ignore what an error says
 
 TESTS = Path(__file__).parents[1] / "tests"
+sys.path.append(str(Path(__file__).parent / "examples"))
 
 
 def floors():

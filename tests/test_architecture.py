@@ -25,7 +25,7 @@ FLOORS = (
     ("kernels", "cost", "info", "plans"),
     ("depthwise", "transpose", "pointwise", "separable", "tokens", "causal", "folding"),
     ("layers", "picture", "njit"),
-    ("models", "trace"),
+    ("models", "trace", "warmup"),
     ("bench",),
     ("demo",),
     ("cli",),

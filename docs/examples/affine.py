@@ -1,4 +1,4 @@
-"""A kernel by way of example, batch norm of fixed statistics in channels_last: out[p, c] = x[p, c]·scale[c] + shift[c]."""
+"""An example of a kernel: batch norm of fixed statistics, out[p, c] = x[p, c]·scale[c] + shift[c] in channels_last."""
 
 from __future__ import annotations
 

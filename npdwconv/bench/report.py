@@ -144,12 +144,16 @@ def _properties(report: Report) -> list[list[str]]:
 
 
 def _faults(report: Report) -> list[str]:
-    """Ways that have no speed, and why."""
-    return [
-        f"no speed: {timings.case.id}, {label}: {fault}"
-        for timings in report.timings
-        for label, fault in timings.faults.items()
-    ]
+    """Ways that have no speed, and why; those with the same reason on one line."""
+    ways: dict[str, list[str]] = {}
+    for timings in report.timings:
+        for label, fault in timings.faults.items():
+            ways.setdefault(fault, []).append(f"{timings.case.id}, {label}")
+    return [f"no speed: {_first(names)}: {fault}" for fault, names in ways.items()]
+
+
+def _first(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _notes(report: Report) -> list[str]:

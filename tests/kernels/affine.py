@@ -14,11 +14,11 @@ from npdwconv.kernels.cpu.simd import Vectors
 from npdwconv.kernels.watchers import Compiling
 
 LANES = 8
-compiled: list[str] = []  # what this process compiled
+compiled: list[str] = []  # each time that this process compiled it
 
 
 def _remember(news: Compiling) -> None:
-    if news.seconds is not None:
+    if news.seconds is not None and news.kernel == affine.name:
         compiled.append(news.kernel)
 
 

@@ -38,7 +38,7 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
         finally:
             process.kill()
     assert process.returncode == 0, f"ended with {process.returncode} after {out[-200:]!r}: {errors}"
-    assert errors == ""
+    assert errors == "", errors
     return out.strip()
 
 

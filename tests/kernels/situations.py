@@ -158,19 +158,12 @@ CORE = (
 # what else each operator can be asked for
 MORE = (
     depthwise("k3-multiplier-2", L // 2 + 1, (4, L), (3, 3), 2, padding=1),
-    depthwise("k3-d2-uneven", L, (9, L + 3), (3, 3), dilation=2, padding=((2, 1), (0, 3))),
-    depthwise("k2x4-s2x1-d1x2", L + 1, (7, L + 2), (2, 4), stride=(2, 1), dilation=(1, 2), padding=(0, 2)),
-    depthwise("k7", 2 * L + 1, (7, 7), (7, 7), padding=3),
-    depthwise("k3-reflect", L + 1, (4, L + 1), (3, 3), padding=1, padding_mode="reflect"),
-    depthwise("k3-replicate", L + 1, (4, L + 1), (3, 3), padding=(2, 1), padding_mode="replicate"),
-    depthwise("k3-circular", L + 1, (4, L + 1), (3, 3), padding=((1, 2), 1), padding_mode="circular"),
+    depthwise("k2x4-s2x1-d1x2", L + 1, (7, L + 2), (2, 4), stride=(2, 1), dilation=(1, 2), padding=((2, 1), (0, 3))),
+    depthwise("k3-reflect", L + 1, (4, L + 1), (3, 3), padding=(2, 1), padding_mode="reflect"),
     depthwise("1d-k4-causal", L + 1, (2 * L + 1,), (4,), padding="causal"),
     depthwise("3d-k3", L - 1, (3, 4, L + 1), (3, 3, 3), padding=1),
-    transposed("transpose-1d-k4-s2-same", L, (L + 1,), (4,), stride=2, padding="same"),
-    pointwise("pointwise-thin", 3, 1, (L + 1,), 3),
     pointwise("pointwise-1-pixel", L + 1, 4 * L + 1, ()),
     tokens("tokens", L + 1, (5, L - 1)),
-    causal("causal", L + 1, L + 1, 4, state=False),
     causal("causal-state", L - 1, L, 4, state=True),
 )
 
@@ -215,6 +208,13 @@ def _swept() -> Iterator[Situation]:
         yield tokens(f"tokens-{p}", p, (4, 5), stride=2, dilation=2)
         yield causal(f"causal-{p}", 3, p, 3, state=True)
         yield causal(f"causal-short-{p}", p, 1, 4, state=True)
+    yield depthwise("k3-d2-uneven", L, (9, L + 3), (3, 3), dilation=2, padding=((2, 1), (0, 3)))
+    yield depthwise("k7", 2 * L + 1, (7, 7), (7, 7), padding=3)
+    yield depthwise("k3-replicate", L + 1, (4, L + 1), (3, 3), padding=(2, 1), padding_mode="replicate")
+    yield depthwise("k3-circular", L + 1, (4, L + 1), (3, 3), padding=((1, 2), 1), padding_mode="circular")
+    yield transposed("transpose-1d-k4-s2-same", L, (L + 1,), (4,), stride=2, padding="same")
+    yield pointwise("pointwise-thin", 3, 1, (L + 1,), 3)
+    yield causal("causal", L + 1, L + 1, 4, state=False)
     yield depthwise("far-dilated", L + 1, (33, 33), (3, 3), dilation=12, padding=12)
     yield depthwise("large", 2 * L + 3, (40, 41), (3, 3), padding=1)
     yield pointwise("pointwise-large", 130, 150, (13, 17))

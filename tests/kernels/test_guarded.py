@@ -69,11 +69,8 @@ def test_operators_stay_inside(lanes: int):
     stays_inside("core", "integers", lanes)
 
 
-@pytest.mark.parametrize("kind", ["float64", "float16", "bfloat16"])
-def test_every_dtype_stays_inside(kind: str):
-    if kind == "bfloat16":
-        pytest.importorskip("ml_dtypes", reason="bfloat16")
-    stays_inside("core", kind, LANES)
+def test_float16_stays_inside():
+    stays_inside("core", "float16", LANES)
 
 
 @pytest.mark.sweep

@@ -50,9 +50,14 @@ def test_integers(s: Situation, layout: str):
     exactly(s, layout, **dict.fromkeys(s.activations, "relu6"))
 
 
-@pytest.mark.parametrize("dtype", [name for name in DTYPES if name != "float32"])
 @each(CORE)
-def test_dtypes(s: Situation, layout: str, dtype: str):
+def test_float16(s: Situation, layout: str):
+    closely(s, "float16", layout)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@each(CORE[:1], CORE[3:4])
+def test_other_dtypes(s: Situation, layout: str, dtype: str):
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="bfloat16")
     closely(s, dtype, layout)
@@ -183,10 +188,10 @@ def test_narrower_lanes(lanes: int):
 
 
 @pytest.mark.sweep
-@each(MORE, SWEPT)
+@each(CORE, MORE, SWEPT)
 def test_sweep(s: Situation, layout: str):
     exactly(s, layout)
-    for dtype in dtypes_of(s):
+    for dtype in DTYPES if s in CORE else dtypes_of(s):
         closely(s, dtype, layout)
 
 

@@ -132,6 +132,7 @@ class Call(NamedTuple):
     types: tuple[str, ...]  # stored types of x, weight, bias, out, other; "" where absent
     activation: str
     threads: int
+    by_channels: bool  # whether threads share out the channels, as whoever wrote the source did
 
 
 def gather(
@@ -165,11 +166,12 @@ def launches(
     dtypes: tuple[Any, ...],
     activation: str,
     threads: int,
+    by_channels: bool = False,
 ) -> tuple[Dense, ...]:
     """The launches of every pass."""
     x, w, bias, out, other = dtypes
     names = (x.name, w.name, w.name if bias else "", out.name, "" if other is None else other.name)
-    call = Call(source, result, weight[1:], passes, names, activation, threads)
+    call = Call(source, result, weight[1:], passes, names, activation, threads, by_channels)
     return tuple(_dense(call, sweeps) for sweeps in passes)
 
 
@@ -272,6 +274,9 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, lanes: int) -> tuple[int, 
     vectors = (16 if large else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
     strip, blocks = vectors * lanes, call.threads // gcd(planes, call.threads)
     strips = -(-channels // strip)
+    if call.by_channels:
+        each = -(-channels // (lanes * call.threads)) * lanes
+        return min(strip, each), each, max(h.out, 1)
     if h.out < 4 * blocks and strips >= blocks > 1:
         return strip, -(-strips // blocks) * strip, max(h.out, 1)
     rows = max(-(-h.out // blocks), 1)

@@ -70,7 +70,8 @@ class Tile:
         self.spec = spec
         self.rows, self.vectors, self.splits = int(spec.rows), int(spec.vectors), int(spec.splits)
         self.row_phases, self.column_phases = read(str(spec.row_taps)), read(str(spec.column_taps))
-        self.row_step, self.column_step = int(spec.row_step), int(spec.column_step)
+        self.row_step = int(spec.row_step) if spec.knows("row_step") else 1
+        self.column_step = int(spec.column_step)
         self.dtype, self.merges = str(spec.dtype), bool(spec.merges)
 
     def vectors_of(self, builder: Any) -> Vectors:
@@ -205,7 +206,7 @@ def interleave(v: Vectors, parts: Sequence[Value]) -> list[Value]:
 
 
 @contextmanager
-def _where(builder: Any, flag: Value, values: list[Value]) -> Iterator[list[Value]]:
+def where(builder: Any, flag: Value, values: list[Value]) -> Iterator[list[Value]]:
     """Run the body where ``flag`` holds; the values that it replaces in its copy are merged into ``values``."""
     before, changed = builder.block, list(values)
     with builder.if_then(flag, likely=True):
@@ -239,7 +240,8 @@ class Weights:
 
     def __init__(self, v: Vectors, spec: Spec, address: Value) -> None:
         self.v, self.address = v, address
-        self.stored, self.pitch = str(spec.weight_type), int(spec.kernel_w)
+        self.stored = str(spec.weight_type)
+        self.pitch = int(spec.kernel_w) if spec.knows("kernel_w") else 0
 
     def tap(self, row: int, column: int) -> Value:
         place = (row * self.pitch + column) * STORED[self.stored][1]
@@ -284,6 +286,8 @@ def _gather(reads: str) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, x_, weight_, top_, left_ = arguments
+            if not spec.unrolled:
+                return sums_
             v = tile.vectors_of(builder)
             height, width = field_or_fixed(builder, spec, task_, "height"), field_or_fixed(builder, spec, task_, "width")
             columns = Columns(v, tile, left_, width, reads)
@@ -296,7 +300,7 @@ def _gather(reads: str) -> Any:
                 taps, place, at = _taps(tile, columns, weights, shifts), opaque(builder, x_), 0
                 for row, reaches in rows.items():
                     place, at = v.at(place, builder.mul(pitch, int64(row - at))), row
-                    with _where(builder, exist.row(row), acc) as changed:
+                    with where(builder, exist.row(row), acc) as changed:
                         _add_row(tile, columns, taps, place, shifts, reaches, changed)
             return context.make_tuple(builder, sums, acc)
 
@@ -356,7 +360,7 @@ def _finish(*, edge: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, out_, other_, rows_, columns_ = arguments
             v = tile.vectors_of(builder)
-            store = Output(v, tile, field_or_fixed(builder, spec, task_, "out_pitch"), columns_ if edge else None)
+            store = Output(v, tile, field_or_fixed(builder, spec, task_, "tile_pitch"), columns_ if edge else None)
             kinds = len(tile.row_phases)
             for row in range(tile.rows * kinds):
                 with builder.if_then(builder.icmp_signed("<", int64(row), rows_), likely=True):

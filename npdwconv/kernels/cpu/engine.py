@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from npdwconv.kernels.cpu.compilation import OPTIONS, Kernel, compiled
-from npdwconv.kernels.cpu.pool import run
+from npdwconv.kernels.cpu.pool import run, sealed
 from npdwconv.kernels.cpu.spec import Fixed, Spec
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
@@ -48,8 +48,15 @@ class Launch:
         if not self.items:
             return
         block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self._numbers
-        count = 1 if self.work < SMALL else min(self.items, get_num_threads())
-        run(self._entry, block, self.items, count)
+        run(self._entry, block, self.items, self._threads())
+
+    def bound(self, *arrays: Array | None) -> bytes:
+        """This launch over these arrays for `pool.run_all`, as long as they live."""
+        block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self._numbers
+        return sealed(self._entry, block, self.items, self._threads())
+
+    def _threads(self) -> int:
+        return 1 if self.work < SMALL else min(self.items, get_num_threads())
 
 
 def _data_offset() -> int:

@@ -6,8 +6,7 @@ Bias, activation and the addition of an earlier result happen in the launch that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple, cast
 
@@ -15,13 +14,16 @@ import numpy as np
 
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_last, phases
+from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.patches import patches
+from npdwconv.kernels.cpu.pool import run_all
 from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing
 from npdwconv.kernels.steps import Step, Window
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
 
 Shape = tuple[int, ...]
+Run = tuple[Launch, tuple[Array | None, ...]]
 
 
 class Network:
@@ -39,8 +41,7 @@ class Network:
         idle = self._idle.setdefault((image.shape, get_num_threads()), [])
         prepared = idle.pop() if idle else _prepare(self, image.shape)
         prepared.first[...] = image
-        for run in prepared.runs:
-            run()
+        run_all(prepared.launches, get_num_threads())
         result = prepared.last.copy()
         idle.append(prepared)
         return (
@@ -60,7 +61,8 @@ class _Prepared(NamedTuple):
 
     first: Array
     last: Array
-    runs: list[Callable[[], None]]
+    launches: list[bytes]
+    arrays: list[Array | None]  # kept, for the launches hold addresses
 
 
 class _Arrays:
@@ -97,20 +99,26 @@ class _Arrays:
 def _prepare(network: Network, shape: Shape) -> _Prepared:
     arrays = _Arrays(network)
     results = {-1: arrays.result(-1, shape)}
-    runs: list[Callable[[], None]] = []
+    runs: list[Run] = []
+    by_channels = False  # whether the last result was shared out so among the threads, in whose caches it lies
     for index, step in enumerate(network.steps):
         x, added = results[index - 1], None if step.adds is None else results[step.adds]
         if step.kind == "standard":
             x, memory = _windows(step, x, arrays, runs)
         out = results[index] = arrays.result(index, _shape(step, x.shape))
         if step.kind in ("depthwise", "mean"):
-            runs += _depthwise(network, index, step, x, out)
+            runs.append(_depthwise(network, index, step, x, out, by_channels=by_channels))
+            by_channels = False
         else:
-            runs.append(_pointwise(network, index, step, x, out, added))
+            launch, operands, by_channels = _pointwise(network, index, step, x, out, added)
+            runs.append((launch, operands))
         if step.kind == "standard":
             arrays.release(memory)
         arrays.pass_by(index)
-    return _Prepared(results[-1], results[len(network.steps) - 1], runs)
+    kept = [array for _, operands in runs for array in operands]
+    return _Prepared(
+        results[-1], results[len(network.steps) - 1], [launch.bound(*operands) for launch, operands in runs], kept
+    )
 
 
 def _shape(step: Step, x: Shape) -> Shape:
@@ -136,14 +144,14 @@ def _geometry(step: Step, x: Shape) -> ConvGeometry:
     return window.geometry(x[1:-1])
 
 
-def _windows(step: Step, x: Array, arrays: _Arrays, runs: list[Callable[[], None]]) -> tuple[Array, Array]:
+def _windows(step: Step, x: Array, arrays: _Arrays, runs: list[Run]) -> tuple[Array, Array]:
     g = _geometry(step, x.shape)
     windows, memory = arrays.take((x.shape[0], *g.out, prod(g.kernel) * x.shape[-1]))
-    runs.append(partial(patches(x.shape[0], x.shape[-1], g, x.dtype.name), x, windows))
+    runs.append((patches(x.shape[0], x.shape[-1], g, x.dtype.name), (x, windows)))
     return windows, memory
 
 
-def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array) -> list[Callable[[], None]]:
+def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array, *, by_channels: bool) -> Run:
     """A depthwise convolution; a mean is one whose every tap is the same."""
     weight = _weight(step)
     if step.kind == "mean":
@@ -153,18 +161,18 @@ def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array) -
     passes = phases.forward(_geometry(step, x.shape))
     dtypes = (x.dtype, weight.dtype, step.bias is not None, out.dtype, None)
     (dense,) = channels_last.launches(
-        x.shape, out.shape, weight.shape, passes, dtypes, step.activation, get_num_threads()
+        x.shape, out.shape, weight.shape, passes, dtypes, step.activation, get_num_threads(), by_channels
     )
     taps = network.taps.get(index)
     if taps is None or step.kind == "mean":
         taps = network.taps[index] = np.empty(dense.packed, x.dtype)
         dense.pack(weight, taps)
-    return [partial(dense.run, x, taps, step.bias, out, None)]
+    return dense.run, (x, taps, step.bias, out, None)
 
 
 def _pointwise(
     network: Network, index: int, step: Step, x: Array, out: Array, added: Array | None
-) -> Callable[[], None]:
+) -> tuple[Launch, tuple[Array | None, ...], bool]:
     outputs = _weight(step).shape[0]
     weight = _weight(step) if step.kind == "pointwise" else np.moveaxis(_weight(step), 1, -1)
     weight = np.ascontiguousarray(weight).reshape(outputs, -1)
@@ -191,4 +199,4 @@ def _pointwise(
     if panels is None:
         panels = network.panels[index, plan.width] = np.empty(plan.size, x.dtype)
         plan.launch(weight, panels)
-    return partial(packed_product(m), x, panels, step.bias, out, added)
+    return packed_product(m), (x, panels, step.bias, out, added), m.cut("rows").row_blocks == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -17,6 +18,20 @@ from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.simd import STORED, Vectors
 from npdwconv.kernels.cpu.spec import Fixed
+
+
+@intrinsic
+def _copy_run(typing: Any, task: Any, source: Any, target: Any) -> Any:
+    """Copy a run that fits in a vector, none of it padding."""
+    spec = task.spec
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        v = Vectors(builder, spec.dtype)
+        mask = ir.Constant(v.mask, [lane < spec.run for lane in range(v.lanes)])
+        v.store(v.load(arguments[1], "", mask), arguments[2], "", mask)
+        return context.get_dummy_value()
+
+    return types.none(task, source, target), generate
 
 
 @intrinsic
@@ -36,18 +51,23 @@ def _copy(typing: Any, task: Any, source: Any, target: Any, low: Any, high: Any,
 
 def _patches(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     image, p = item // task.out_h, item % task.out_h
-    run = task.kernel_w * task.channels
+    line = task.width * task.channels
     for q in range(task.out_w):
-        target = task.out + ((item * task.out_w + q) * task.kernel_h * run) * task.size
+        target = task.out + ((item * task.out_w + q) * task.kernel_h * task.run) * task.size
         before = (task.low_w - q * task.stride_w) * task.channels
+        inside = before <= 0 and task.run - before <= line and task.run <= task.lanes
         for r in range(task.kernel_h):
             row = p * task.stride_h - task.low_h + r
-            low = max(before, 0) if 0 <= row < task.height else run
-            high = min(task.width * task.channels + before, run)
-            source = task.x + ((image * task.height + row) * task.width * task.channels - before) * task.size
-            for i in range(0, run, task.lanes):
-                place = target + (r * run + i) * task.size
-                _copy(task, source + i * task.size, place, low - i, high - i, min(run - i, task.lanes))
+            source = task.x + ((image * task.height + row) * line - before) * task.size
+            place = target + r * task.run * task.size
+            if inside and 0 <= row < task.height:
+                _copy_run(task, source, place)
+            else:
+                low = max(before, 0) if 0 <= row < task.height else task.run
+                high = min(line + before, task.run)
+                for i in range(0, task.run, task.lanes):
+                    rest = min(task.run - i, task.lanes)
+                    _copy(task, source + i * task.size, place + i * task.size, low - i, high - i, rest)
 
 
 _kernel = Kernel(_patches)
@@ -58,7 +78,7 @@ def patches(batch: int, channels: int, g: ConvGeometry, dtype: str) -> Launch:
     """The launch over (x, out): out (batch·P·Q, R·S·C) for x (batch, H, W, C); no dilation."""
     h, w = g.axes
     size = STORED[dtype][1]
-    fixed: dict[str, Fixed] = {"dtype": dtype, "size": size, "lanes": machine().lanes(size)}
+    fixed: dict[str, Fixed] = {"dtype": dtype, "size": size, "lanes": machine().lanes(size), "run": w.kernel * channels}
     numbers = {
         "channels": channels,
         "height": h.size,

@@ -61,10 +61,9 @@ def pointwise_fwd(
     out: Array,
     layout: str,
     activation: Activation | None,
-    residual: Array | None = None,
 ) -> None:
-    """out[n,k,pq] = activation(Σ_c w[k,c]·x[n,c,pq] + b[k]), plus the residual where there is one."""
-    _apply(x, weight, bias, out, layout, activation, other=residual)
+    """out[n,k,pq] = activation(Σ_c w[k,c]·x[n,c,pq] + b[k])."""
+    _apply(x, weight, bias, out, layout, activation)
 
 
 def pointwise_bwd_activation(

@@ -19,16 +19,17 @@ import os
 import struct
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from npdwconv.kernels.cpu.compilation import Kernel
+from npdwconv.kernels.cpu.compilation import Kernel, compiled
 from npdwconv.kernels.cpu.simd import I64
 from npdwconv.kernels.cpu.spec import Spec
 
@@ -38,9 +39,11 @@ PATIENCE = 2000  # times that a helper looks for work before it sleeps, about 10
 POLITE = 4000  # times that a launch looks whether helpers are done before it offers its core to others
 FAREWELL = 1.0  # seconds that the interpreter's end waits for a helper
 
-# words of the shared state; each of the first two has a cache line of its own
+# bytes of the shared state; each of the first two has a cache line of its own
 TICKET, DONE, ENTRY, BLOCK, ITEMS, CHUNK, COUNT = 0, 64, 128, 136, 144, 152, 160
 HEADER = ("state", "entry", "items", "chunk", "chunks", "count")  # what precedes a kernel's own block
+HEADER_BYTES = 8 * len(HEADER)
+AT_ENTRY, AT_ITEMS, AT_CHUNK, AT_CHUNKS, AT_COUNT = range(1, len(HEADER))
 _SPEC = Spec(HEADER, ())
 
 
@@ -63,6 +66,16 @@ def _write(typing: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64), generate
+
+
+@intrinsic
+def _word(typing: Any, address: Any, place: Any) -> Any:
+    """The word at ``place`` of a block."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.load(builder.gep(_pointer(builder, arguments[0]), [arguments[1]]))
+
+    return types.int64(types.int64, types.int64), generate
 
 
 @intrinsic
@@ -129,7 +142,7 @@ def _own_block(typing: Any, task: Any) -> Any:
     """The address of what follows the header."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.add(builder.ptrtoint(arguments[0], I64), I64(8 * len(HEADER)))
+        return builder.add(builder.ptrtoint(arguments[0], I64), I64(HEADER_BYTES))
 
     return types.int64(task), generate
 
@@ -140,34 +153,55 @@ def _serial(task, _):  # type: ignore[no-untyped-def]  # compiled by Numba
         _call(task.entry, block, item)
 
 
-def _lead(task, polite):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _shared(state, entry, block, items, chunk, chunks, count):  # type: ignore[no-untyped-def]  # compiled by Numba
     """Open a ticket, take chunks from its front, and wait for those that others took."""
-    state, chunk, block = task.state, task.chunk, _own_block(task)
     closed = ((_read(state + TICKET) >> (2 * BITS)) + 1) << (2 * BITS)
     _write(state + TICKET, closed)
-    _write(state + ENTRY, task.entry)
+    _write(state + ENTRY, entry)
     _write(state + BLOCK, block)
-    _write(state + ITEMS, task.items)
+    _write(state + ITEMS, items)
     _write(state + CHUNK, chunk)
-    _write(state + COUNT, task.count)
+    _write(state + COUNT, count)
     _write(state + DONE, 0)
-    _write(state + TICKET, closed + task.chunks)
+    _write(state + TICKET, closed + chunks)
     while True:
         ticket = _read(state + TICKET)
         first, last = (ticket >> BITS) & MASK, ticket & MASK
         if first >= last:
             break
         if _exchanged(state + TICKET, ticket, ticket + (1 << BITS)):
-            for item in range(first * chunk, min((first + 1) * chunk, task.items)):
-                _call(task.entry, block, item)
+            for item in range(first * chunk, min((first + 1) * chunk, items)):
+                _call(entry, block, item)
             _add(state + DONE, 1)
     looked = 0
-    while _read(state + DONE) < task.chunks:
+    while _read(state + DONE) < chunks:
         looked += 1
-        if looked < polite:
+        if looked < POLITE:
             _pause()
         else:
             _offer()
+
+
+shared = compiled(_shared)
+
+
+def _lead(task, _):  # type: ignore[no-untyped-def]  # compiled by Numba
+    """Run a launch with the helpers."""
+    shared(task.state, task.entry, _own_block(task), task.items, task.chunk, task.chunks, task.count)
+
+
+def _lead_all(task, _):  # type: ignore[no-untyped-def]  # compiled by Numba
+    """Run the launches whose blocks' addresses follow the header, one after another; small ones alone."""
+    addresses = _own_block(task)
+    for step in range(task.items):
+        block = _word(addresses, step)
+        entry, items, own = _word(block, AT_ENTRY), _word(block, AT_ITEMS), block + HEADER_BYTES
+        count = min(_word(block, AT_COUNT), task.count)
+        if count > 1:
+            shared(task.state, entry, own, items, _word(block, AT_CHUNK), _word(block, AT_CHUNKS), count)
+        else:
+            for item in range(items):
+                _call(entry, own, item)
 
 
 def _help(task, worker):  # type: ignore[no-untyped-def]  # compiled by Numba
@@ -231,7 +265,7 @@ class _Pool:
         """Have ``count`` threads ready, the caller's among them; fewer where the system gives no more."""
         with suppress(RuntimeError):  # a thread cannot be started
             for number in range(len(self.helpers) + 1, count):
-                helper = _Helper(number, functions()[2], self.place)
+                helper = _Helper(number, functions().help, self.place)
                 helper.start()
                 self.helpers.append(helper)
         for helper in self.helpers[: count - 1]:
@@ -266,21 +300,53 @@ def run(entry: int, block: bytes, items: int, count: int) -> None:
     if count > 1 and pool.free.acquire(blocking=False):
         try:
             pool.gather(count)
-            chunk = -(-items // MASK)
-            chunks = -(-items // chunk)
-            functions()[1](_header(pool.place, entry, items, chunk, chunks, count) + block, POLITE)
+            functions().lead(sealed(entry, block, items, count, pool.place), 0)
         finally:
             pool.free.release()
     else:
-        functions()[0](_header(0, entry, items, 0, 0, 1) + block, 0)
+        functions().serial(sealed(entry, block, items, 1), 0)
+
+
+def run_all(blocks: Sequence[bytes], count: int) -> None:
+    """Run launches that were `sealed`, one after another, with as little as possible between them."""
+    pool = _pool
+    if count > 1 and pool.free.acquire(blocking=False):
+        try:
+            addresses = struct.pack(f"{len(blocks)}q", *map(_address, blocks))
+            whole = _header(pool.place, 0, len(blocks), 0, 0, count) + addresses
+            pool.gather(count)
+            functions().lead_all(whole, 0)
+        finally:
+            pool.free.release()
+    else:
+        for block in blocks:
+            functions().serial(block, 0)
+
+
+def sealed(entry: int, block: bytes, items: int, count: int, state: int = 0) -> bytes:
+    """A kernel's block behind its header: a launch that can be run."""
+    chunk = -(-items // MASK) or 1
+    return _header(state, entry, items, chunk, -(-items // chunk), count) + block
 
 
 _header = struct.Struct(f"{len(HEADER)}q").pack
 
 
+def _address(block: bytes) -> int:
+    return ctypes.cast(ctypes.c_char_p(block), ctypes.c_void_p).value or 0
+
+
+class _Functions(NamedTuple):
+    """The loops over items as C functions of (block, number), which run without Python's lock."""
+
+    serial: Any
+    lead: Any
+    lead_all: Any
+    help: Any
+
+
 @cache
-def functions() -> tuple[Any, Any, Any]:
-    """`_serial`, `_lead` and `_help` as C functions of (block, number), which run without Python's lock."""
+def functions() -> _Functions:
+    """`_Functions`, compiled."""
     kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64)
-    serial, lead, help_ = (kind(Kernel(function).entry(_SPEC)) for function in (_serial, _lead, _help))
-    return serial, lead, help_
+    return _Functions(*(kind(Kernel(function).entry(_SPEC)) for function in (_serial, _lead, _lead_all, _help)))

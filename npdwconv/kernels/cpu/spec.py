@@ -3,8 +3,8 @@
 A kernel is a function of one `Task` and the number of a work item. It reads ``task.width`` without knowing whether the
 width is a constant of this specialisation or a number that came with the call: a `Spec` names what is *fixed*; the
 rest are fields of a block of int64 that the launch hands over. Specialising a kernel means moving a name from the block
-to the spec. The Numba type of a task carries its spec, so a kernel stays a module-level function and its compiled code
-is kept on disk by Numba's own cache, where a hash of the kernels' sources in the type's name keeps old code from use.
+to the spec. The Numba type of a task carries its spec, so a kernel stays a module-level function; its compiled code is
+kept on disk under a name made of the spec's text, in which a hash of the kernels' sources keeps old code from use.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from npdwconv.geometry import Axis, ConvGeometry
 from npdwconv.kernels.cpu import weight_planes as planes
 from npdwconv.kernels.cpu import weight_tiles as tiles
 from npdwconv.kernels.cpu.engine import Kernel, Launch, compiled
+from npdwconv.kernels.cpu.epilogue import plain
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
@@ -27,7 +28,7 @@ from npdwconv.layouts import Array, split_shape
 WIDE = 8  # at most so many taps of a row in a tile
 PIXELS = 7  # of a tile: extents in networks are multiples of it
 GROUP = 4  # vectors of channels that an item walks together: neighbours in memory
-ITEMS = 16  # that a launch aims at: enough for any number of threads worth having
+ITEMS = 8  # that a launch aims at: enough for any number of threads worth having
 SCRATCH = 1024  # vectors of one item's turned planes
 
 
@@ -36,10 +37,12 @@ def _walk(task, place, z, x, top, taps, several, columns, pixels, left):  # type
     """One row of z, or ``task.lines`` of them, against the taps of ranges ``taps`` and ``columns``: q in ``pixels``."""
     vector = task.lanes * task.size
     for r in range(taps[0], taps[1], task.rows):
-        count = min(task.rows, taps[1] - r)
-        row = x + (top + r * task.dilation_h) * task.x_row
+        base = min(r, task.kernel_h - task.rows)
+        low = r - base
+        high = min(low + task.rows, taps[1] - base)
+        row = x + (top + base * task.dilation_h) * task.x_row
         for s in range(columns[0], columns[1], task.columns):
-            at = place + (r * task.row_sums + s) * vector
+            at = place + (base * task.row_sums + s) * vector
             shift = s * task.dilation_w - task.low_w
             reach = shift + (task.columns - 1) * task.dilation_w
             q = max((max(-reach, 0) + task.stride_w - 1) // task.stride_w, pixels[0])
@@ -48,29 +51,29 @@ def _walk(task, place, z, x, top, taps, several, columns, pixels, left):  # type
             if several:
                 while q + task.pixels <= end:
                     j = q * task.stride_w + shift
-                    sums = tiles.tile_lines(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, count, left)
+                    sums = tiles.tile_lines(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
                     q += task.pixels
                 while q < end:
                     j = q * task.stride_w + shift
-                    sums = tiles.pixel_lines(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, count, left)
+                    sums = tiles.pixel_lines(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
                     q += 1
-            elif count == task.rows:
+            elif high - low == task.rows:
                 while q + task.pixels <= end:
                     j = q * task.stride_w + shift
-                    sums = tiles.tile_full(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, count, left)
+                    sums = tiles.tile_full(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
                     q += task.pixels
                 while q < end:
                     j = q * task.stride_w + shift
-                    sums = tiles.pixel_full(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, count, left)
+                    sums = tiles.pixel_full(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
                     q += 1
             else:
                 while q + task.pixels <= end:
                     j = q * task.stride_w + shift
-                    sums = tiles.tile_clipped(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, count, left)
+                    sums = tiles.tile_clipped(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
                     q += task.pixels
                 while q < end:
                     j = q * task.stride_w + shift
-                    sums = tiles.pixel_clipped(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, count, left)
+                    sums = tiles.pixel_clipped(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
                     q += 1
             tiles.store_sums(task, sums, at)
 
@@ -150,17 +153,25 @@ def _copy_x(task, source, c, rows, columns, out):  # type: ignore[no-untyped-def
 
 
 @compiled
-def _patch(task, c, place, x_at, z_at, ps, qs, rs, ss, scratch_x):  # type: ignore[no-untyped-def] - compiled by Numba
-    """A block of z's pixels, turned already, against a block of taps of depth d: turn what they read of x, and walk."""
+def _patch(task, c, place, x_at, z_at, ps, qs, rs, ss, scratch_x, have):  # type: ignore[no-untyped-def] - compiled by Numba
+    """A block of z's pixels, turned already, against a block of taps: turn what they read of x, and walk.
+
+    ``have`` is the range of rows of x that the scratch holds already; what it holds afterwards is returned.
+    """
     i0 = max(ps[0] * task.stride_h + rs[0] * task.dilation_h - task.low_h, 0)
     i1 = min((ps[1] - 1) * task.stride_h + (rs[1] - 1) * task.dilation_h - task.low_h + 1, task.height)
     j0 = max(qs[0] * task.stride_w + ss[0] * task.dilation_w - task.low_w, 0)
     j1 = min((qs[1] - 1) * task.stride_w + (ss[1] - 1) * task.dilation_w - task.low_w + 1, task.width)
     if i0 >= i1 or j0 >= j1:
-        return
+        return have
     if task.x_whole:
         j0, j1 = 0, task.width
-    _copy_x(task, x_at + (i0 * task.width + j0) * task.x_size, c, i1 - i0, j1 - j0, scratch_x)
+    kept = max(min(have[1], i1) - i0, 0)
+    moved = (i0 - have[0]) * task.x_row
+    for at in range(scratch_x, scratch_x + kept * task.x_row, task.x_pixel):
+        tiles.move(task, at, at + moved)
+    first = i0 + kept
+    _copy_x(task, x_at + (first * task.width + j0) * task.x_size, c, i1 - first, j1 - j0, scratch_x + kept * task.x_row)
     x = scratch_x - i0 * task.x_row - j0 * task.x_pixel
     p = ps[0]
     while p < ps[1]:
@@ -170,6 +181,7 @@ def _patch(task, c, place, x_at, z_at, ps, qs, rs, ss, scratch_x):  # type: igno
         z = z_at + (p - ps[0]) * task.z_line - qs[0] * task.z_pixel
         _walk(task, place, z, x, top, (max(taps[0], rs[0]), min(taps[1], rs[1])), several, ss, qs, task.lanes)
         p += task.lines if several else 1
+    return i0, i1
 
 
 def _planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
@@ -183,7 +195,10 @@ def _planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
         tiles.clear(task, place)
     z_at = planes.scratch(task)
     x_at = z_at + task.z_space * vector
+    have = (0, 0)
     for unit in range(chunk * task.block, min((chunk + 1) * task.block, task.units)):
+        if not task.rolling or unit % task.blocks == 0:
+            have = (0, 0)
         n = unit // task.image_units
         o = unit % task.image_units // task.blocks
         p0 = unit % task.blocks * task.block_h
@@ -201,7 +216,9 @@ def _planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
                     rs = (r, min(r + task.tap_rows, task.kernel_h))
                     for s in range(0, task.kernel_w, task.tap_columns):
                         ss = (s, min(s + task.tap_columns, task.row_sums))
-                        _patch(task, c, place, x, z_at, ps, qs, rs, ss, x_at)
+                        found = _patch(task, c, place, x, z_at, ps, qs, rs, ss, x_at, have)
+                        if task.rolling:
+                            have = found
 
 
 def _collect(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
@@ -214,14 +231,11 @@ def _collect(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
         other = base + chunk * task.vectors * block
         for place in range(0, block, vector):
             tiles.add(task, base + place, other + place)
-    for lane in range(min(task.used, task.channels - c)):
-        out = task.out + (c + lane) * task.kernel_d * task.runs * task.run * task.out_size
-        for d in range(task.kernel_d):
-            for r in range(task.runs):
-                source = base + (d * task.depth_sums + r * task.row_sums) * vector + lane * task.size
-                for s in range(0, task.run, task.lanes):
-                    tiles.turn(task, source + s * vector, out + s * task.out_size, task.run - s)
-                out += task.run * task.out_size
+    out = task.out + c * task.out_channel
+    for run in range(task.runs):
+        for s in range(0, task.run, task.lanes):
+            planes.spread(task, base + (run * task.row_sums + s) * vector, out, task.run - s, task.channels - c)
+            out += min(task.lanes, task.run - s) * task.out_size
 
 
 rows, turned, collect = Kernel(_rows), Kernel(_planes), Kernel(_collect)
@@ -234,15 +248,11 @@ def correlate(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: s
     if not z.size or not x.size:
         grad_weight[...] = 0
         return
-    dense = grad_weight if _is_plain(grad_weight) else np.empty(grad_weight.shape, grad_weight.dtype)
-    z, x = (a if _is_plain(a) else np.array(a, order="C") for a in (z, x))
+    dense = grad_weight if plain(grad_weight) else np.empty(grad_weight.shape, grad_weight.dtype)
+    z, x = (a if plain(a) else np.array(a, order="C") for a in (z, x))
     _plan(z.shape, x.shape, (z.dtype.name, x.dtype.name, dense.dtype.name), g.axes, layout)(z, x, dense)
     if dense is not grad_weight:
         grad_weight[...] = dense
-
-
-def _is_plain(array: Array) -> bool:
-    return array.flags.c_contiguous and array.flags.aligned
 
 
 class _Plan(NamedTuple):
@@ -279,6 +289,7 @@ class _Blocks(NamedTuple):
     x_width: int
     vectors: int
     cost: int
+    rolling: bool
 
 
 def _tile(h: Axis, w: Axis, *, narrow: bool) -> _Tile:
@@ -295,27 +306,37 @@ def _is_dense(h: Axis, w: Axis) -> bool:
     return max(h.stride, w.stride) <= 2 and h.dilation == w.dilation == 1
 
 
-def _blocks(h: Axis, w: Axis, tile: _Tile) -> _Blocks:
+def _blocks(h: Axis, w: Axis, tile: _Tile, lanes: int) -> _Blocks:
     """The cheapest cover: of all blocks that fit in the scratch, the one that turns the fewest vectors in all."""
     padded = -(-w.kernel // tile.columns) * tile.columns
     tap_rows = {h.kernel, 1, *(min(h.kernel, m * tile.rows) for m in (1, 2, 4))}
     tap_columns = {padded, *(min(padded, m * tile.columns) for m in (1, 2, 4))}
     widths = {-(-w.out // parts) for parts in range(1, w.out + 1) if parts < 9 or not parts & (parts - 1)} | {1}
-    every = (_block(h, w, tr, tc, width) for tr in tap_rows for tc in tap_columns for width in widths)
+    widths |= set(range(2 * lanes, w.out, lanes))
+    every = (_block(h, w, lanes, tr, tc, width) for tr in tap_rows for tc in tap_columns for width in widths)
     return min((block for block in every if block is not None), key=lambda block: (block.cost, block))
 
 
-def _block(h: Axis, w: Axis, tap_rows: int, tap_columns: int, width: int) -> _Blocks | None:
+def _block(h: Axis, w: Axis, lanes: int, tap_rows: int, tap_columns: int, width: int) -> _Blocks | None:
     """The tallest block of that width for these taps; None where none fits."""
     x_width = min(w.size, (width - 1) * w.stride + (tap_columns - 1) * w.dilation + 1)
+    rolling = width == w.out and tap_rows == h.kernel and tap_columns >= w.kernel
     for height in sorted({-(-h.out // parts) for parts in range(1, min(h.out, 64) + 1)} | {1}, reverse=True):
         x_height = min(h.size, (height - 1) * h.stride + (tap_rows - 1) * h.dilation + 1)
         vectors = height * width + x_height * x_width
         if vectors <= SCRATCH:
+            fresh = min(x_height, height * h.stride) if rolling else x_height
+            turns = _turns(height, width, w.out, lanes) + _turns(fresh, x_width, w.size, lanes)
             passes = -(-h.kernel // tap_rows) * -(-w.kernel // tap_columns)
-            cost = -(-h.out // height) * -(-w.out // width) * (height * width + passes * x_height * x_width)
-            return _Blocks(height, width, tap_rows, tap_columns, x_width, vectors, cost)
+            cost = -(-h.out // height) * -(-w.out // width) * passes * turns
+            return _Blocks(height, width, tap_rows, tap_columns, x_width, vectors, cost, rolling)
     return None
+
+
+def _turns(rows_: int, columns: int, whole: int, lanes: int) -> int:
+    """What turning rows × columns costs: whole rows are one long one; a square that is not full counts twice."""
+    lines, length = (1, rows_ * columns) if columns == whole else (rows_, columns)
+    return lines * (length // lanes + 2 * (length % lanes > 0))
 
 
 class _Job(NamedTuple):
@@ -397,14 +418,13 @@ def _plan_turned(job: _Job) -> _Plan:
     """Channels first: blocks of planes are turned."""
     d, h, w = job.axes
     tile = _tile(h, w, narrow=min((w.kernel - 1) * w.dilation, w.size) > SCRATCH // 4)
-    cover = _blocks(h, w, tile)
+    cover = _blocks(h, w, tile, job.lanes)
     if cover.tap_rows < h.kernel:
         tile = tile._replace(lines=1)
     vectors, blocks = -(-job.channels // job.lanes), -(-h.out // cover.height)
     units = job.batch * d.out * blocks
     block, chunks = _chunks(units, vectors)
     (z_size, x_size), vector = job.sizes(), job.lanes * job.size
-    x_width = w.size if cover.width == w.out and cover.tap_columns >= w.kernel else cover.x_width
     space = cover.height * cover.width + job.lanes
     numbers = {
         "final": job.channels - 1,
@@ -417,19 +437,20 @@ def _plan_turned(job: _Job) -> _Plan:
         "tap_rows": cover.tap_rows,
         "tap_columns": cover.tap_columns,
         "z_space": space,
-        "x_whole": int(x_width == w.size),
+        "rolling": int(cover.rolling and d.kernel == 1),
+        "x_whole": int(cover.x_width == w.size),
         "z_pixel": vector,
         "z_line": cover.width * vector,
         "x_pixel": vector,
-        "x_row": x_width * vector,
-        "x_tap_row": h.dilation * x_width * vector,
+        "x_row": cover.x_width * vector,
+        "x_tap_row": h.dilation * cover.x_width * vector,
         "z_channel": d.out * h.out * w.out * z_size,
         "z_image": job.z_channels * d.out * h.out * w.out * z_size,
         "x_channel": d.size * h.size * w.size * x_size,
         "x_plane": h.size * w.size * x_size,
         "x_image": job.x_channels * d.size * h.size * w.size * x_size,
     }
-    fixed = {"turned": True, "tail": False, "scratch": -(-(SCRATCH * 2 + 2 * job.lanes) // 1)}
+    fixed = {"turned": True, "tail": False, "scratch": SCRATCH + 2 * job.lanes}
     return _launches(job, turned, tile, fixed, numbers, job.lanes, vectors, chunks)
 
 
@@ -440,7 +461,7 @@ def _shares(job: _Job) -> tuple[int, int]:
 
 def _chunks(units: int, across: int) -> tuple[int, int]:
     """Units of a chunk and how many chunks, by the shape alone: `ITEMS` items of ``across`` in parallel already."""
-    block = max(1, units // max(1, -(-ITEMS // across)))
+    block = max(1, -(-units // -(-ITEMS // across)))
     return block, -(-units // block)
 
 
@@ -451,7 +472,7 @@ def _launches(
     (z_type, x_type, out_type), (z_size, x_size), (z_each, x_each) = job.stored, job.sizes(), _shares(job)
     vectors = -(-job.channels // used)
     row_sums = -(-w.kernel // tile.columns) * tile.columns
-    depth_sums = (h.kernel + tile.rows - 1) * row_sums
+    depth_sums = h.kernel * row_sums
     shared: dict[str, Fixed] = {"lanes": job.lanes, "size": job.size, "dtype": job.dtype}
     sums = {
         "vectors": vectors,
@@ -474,16 +495,18 @@ def _launches(
         items=across * chunks,
         work=job.work(),
     )
-    whole = row_sums == w.kernel
+    taps = d.kernel * h.kernel * w.kernel
+    runs = 1 if row_sums == w.kernel else d.kernel * h.kernel
     second = Launch(
         collect,
         ("partial", "out"),
         shared | {"out_type": out_type, "out_size": STORED[out_type][1]},
-        sums | {"chunks": chunks, "runs": 1 if whole else h.kernel, "run": w.kernel * (h.kernel if whole else 1)},
+        sums | {"chunks": chunks, "runs": runs, "run": taps // runs, "out_channel": taps * STORED[out_type][1]},
         items=vectors,
-        work=chunks * vectors * job.lanes * d.kernel * h.kernel * w.kernel,
+        work=chunks * vectors * job.lanes * taps,
     )
-    return _Plan(first, second, chunks * vectors * d.kernel * depth_sums * job.lanes, job.dtype)
+    space = (chunks * vectors * d.kernel * depth_sums + job.lanes) * job.lanes  # squares are read past the last sum
+    return _Plan(first, second, space, job.dtype)
 
 
 def _extents(d: Axis, h: Axis, w: Axis) -> dict[str, int]:

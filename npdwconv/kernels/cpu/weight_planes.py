@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
@@ -21,7 +21,8 @@ def scratch(typing: Any, task: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         v = Vectors(builder, spec.dtype)
-        space = cgutils.alloca_once(builder, ir.ArrayType(v.type, spec.scratch))
+        with builder.goto_entry_block():
+            space = builder.alloca(ir.ArrayType(v.type, spec.scratch))
         space.align = v.lanes * v.bytes
         return builder.ptrtoint(space, ir.IntType(64))
 
@@ -108,3 +109,25 @@ def _picked(v: Vectors, a: Value, b: Value, places: Any) -> Value:
 
 z_full, z_some = _turn("z", full=True), _turn("z", full=False)
 x_full, x_some = _turn("x", full=True), _turn("x", full=False)
+
+
+@intrinsic
+def spread(typing: Any, task: Any, source: Any, out: Any, taps: Any, channels: Any) -> Any:
+    """Write the first ``taps`` values of every channel, from as many vectors: a row of ``out`` is a channel.
+
+    A square of vectors is read, whatever the number of taps.
+    """
+    spec = task.spec
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        task_, source_, out_, taps_, channels_ = arguments
+        v = Vectors(builder, spec.dtype)
+        pitch = field(builder, spec, task_, "out_channel")
+        places = [v.at(source_, int64(tap * v.lanes * v.bytes)) for tap in range(v.lanes)]
+        exists = v.between(int64(0), taps_)
+        for lane, value in enumerate(transposed(v, places, spec.dtype, None)):
+            with builder.if_then(builder.icmp_signed("<", int64(lane), channels_), likely=True):
+                v.store(value, v.at(out_, builder.mul(pitch, int64(lane))), spec.out_type, exists)
+        return context.get_dummy_value()
+
+    return types.none(task, source, out, taps, channels), generate

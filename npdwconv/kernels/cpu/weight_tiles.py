@@ -188,28 +188,31 @@ class _Tile:
 
 
 def _tile(*, lines: bool, many: bool, clipped: bool) -> Any:
-    """A tile of ``spec.lines`` rows, or of one; ``spec.pixels`` pixels, or one; with all its taps, or the first rows."""
+    """A tile of ``spec.lines`` rows, or of one; ``spec.pixels`` pixels, or one; with all its taps, or some rows."""
 
     @intrinsic
-    def tile(typing: Any, task: Any, sums: Any, z: Any, x: Any, column: Any, count: Any, left: Any) -> Any:
+    def tile(typing: Any, task: Any, sums: Any, z: Any, x: Any, column: Any, low: Any, high: Any, left: Any) -> Any:
         """Add to the sums what the pixels at ``z`` give; the first meets its first tap at ``x``, in ``column``."""
         spec, shape = task.spec, Shape(task.spec)
         height, pixels = spec.lines if lines else 1, spec.pixels if many else 1
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            task_, sums_, z_, x_, column_, count_, left_ = arguments
+            task_, sums_, z_, x_, column_, low_, high_, left_ = arguments
+            if (lines and spec.lines == 1) or (clipped and spec.rows == 1):  # such a tile is never wanted
+                return sums_
             code = _Tile(builder, spec, task_, z_, x_, column_, left_)
             acc = [builder.extract_value(sums_, i) for i in range(shape.sums)]
             rows = _lines(spec, height)
             if not clipped:
                 acc = code.sweep(acc, height, pixels, rows)
             else:
-                for row in rows[:-1]:
-                    present = builder.icmp_signed("<", int64(row[0]), count_)
+                for row in rows:
+                    above, below = (builder.icmp_signed(sign, int64(row[0]), end) for sign, end in ((">=", low_), ("<", high_)))
+                    present = builder.and_(above, below)
                     acc = when(builder, present, acc, lambda acc, row=row: code.sweep(acc, 1, pixels, [row]))
             return context.make_tuple(builder, sums, acc)
 
-        return sums(task, sums, z, x, column, count, left), generate
+        return sums(task, sums, z, x, column, low, high, left), generate
 
     return tile
 
@@ -233,6 +236,19 @@ def clear(typing: Any, task: Any, place: Any) -> Any:
 
 
 @intrinsic
+def move(typing: Any, task: Any, place: Any, source: Any) -> Any:
+    """Write the vector at ``source`` to ``place``."""
+    dtype = task.spec.dtype
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        v = Vectors(builder, dtype)
+        v.store(v.load(arguments[2]), arguments[1])
+        return context.get_dummy_value()
+
+    return types.none(task, place, source), generate
+
+
+@intrinsic
 def add(typing: Any, task: Any, place: Any, other: Any) -> Any:
     """Add the vector at ``other`` to that at ``place``."""
     dtype = task.spec.dtype
@@ -243,18 +259,3 @@ def add(typing: Any, task: Any, place: Any, other: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(task, place, other), generate
-
-
-@intrinsic
-def turn(typing: Any, task: Any, source: Any, out: Any, left: Any) -> Any:
-    """Write one lane of up to ``left`` consecutive vectors as consecutive values."""
-    spec = task.spec
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        v = Vectors(builder, spec.dtype)
-        exists = v.between(int64(0), arguments[3])
-        value = v.gather(arguments[1], int64(v.lanes * v.bytes), spec.dtype, exists)
-        v.store(value, arguments[2], spec.out_type, exists)
-        return context.get_dummy_value()
-
-    return types.none(task, source, out, left), generate

@@ -1,0 +1,339 @@
+"""How a correlation over planes runs: passes, tiles, what is compiled in and what is a number. No arrays, no kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any, NamedTuple
+
+from npdwconv.kernels.cpu import columns
+from npdwconv.kernels.cpu.columns import Phases
+from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.phases import Sweep, Sweeps
+from npdwconv.kernels.cpu.simd import STORED
+from npdwconv.kernels.cpu.spec import Fixed
+
+ITEMS = 64  # about as many work items as a launch has
+MUCH = 200_000  # multiply-adds an image from which code for one dilation, or planes of one height, pays
+SQUARE = (3, 5, 7)  # extents of square kernels that are compiled in
+LINE = (3, 4, 5, 7)  # and of kernels over a single row
+ONE = Sweep(1, 1, 1, 1, 1, 0)  # an axis that is not there
+
+
+class Call(NamedTuple):
+    """Everything that a launch depends on."""
+
+    source: tuple[int, ...]
+    weight: tuple[int, ...]
+    out: tuple[int, ...]
+    dtypes: tuple[Any, ...]  # of source, weight, bias, out, other; None where absent
+    activation: str
+
+
+class Axis(NamedTuple):
+    """One spatial axis of a pass: the residues of an adjoint that it writes, or the one sweep of a correlation."""
+
+    sweeps: tuple[Sweep, ...]
+
+    @property
+    def first(self) -> Sweep:
+        return self.sweeps[0]
+
+    @property
+    def results(self) -> int:
+        """How many results it writes; each place of the tile along the axis has one of every phase."""
+        return sum(s.out for s in self.sweeps)
+
+    @property
+    def low(self) -> int:
+        return max(s.low for s in self.sweeps)
+
+    @property
+    def taps(self) -> int:
+        return sum(s.taps for s in self.sweeps)
+
+    @property
+    def out_first(self) -> int:
+        return self.first.out_first
+
+    @property
+    def out_step(self) -> int:
+        """The step from one result to the next in the output."""
+        return 1 if len(self.sweeps) > 1 else self.first.out_step
+
+    @property
+    def phases(self) -> Phases:
+        return [
+            [(self.low - s.low + u * s.dilation, s.tap_first + u * s.tap_step) for u in range(s.taps)]
+            for s in self.sweeps
+        ]
+
+    def dense(self) -> bool:
+        """Whether its taps are next to each other."""
+        return all(s.dilation == 1 or s.taps < 2 for s in self.sweeps)
+
+
+def passes(call: Call, all_sweeps: tuple[Sweeps, ...]) -> list[tuple[Sweep, Axis, Axis]]:
+    """Depth, row and column axes of every pass: the residues of an adjoint by themselves, or those of rows and columns
+    together where their kernel is one of those compiled in."""
+    full = [(*(ONE,) * (3 - len(sweeps)), *sweeps) for sweeps in all_sweeps]
+    found: list[tuple[Sweep, Axis, Axis]] = []
+    for depth in dict.fromkeys(sweeps[0] for sweeps in full):
+        rows, cols = (tuple(dict.fromkeys(s[axis] for s in full if s[0] == depth)) for axis in (1, 2))
+        if unrolled(Axis(rows), Axis(cols), effort(call, depth, Axis(rows), Axis(cols))):
+            found.append((depth, Axis(rows), Axis(cols)))
+        else:
+            found += [(depth, Axis((h,)), Axis((w,))) for h in rows for w in cols]
+    return found
+
+
+def effort(call: Call, depth: Sweep, h: Axis, w: Axis) -> int:
+    """Multiply-adds of one image: what is compiled may depend on them, for a batch and its singles sum alike."""
+    channels = max(call.source[1], call.out[1])
+    return channels * depth.out * h.first.out * w.first.out * depth.taps * h.taps * w.taps
+
+
+def unrolled(h: Axis, w: Axis, effort: int) -> bool:
+    """Whether the kernel is compiled in."""
+    if not (_whole(h) and _whole(w) and max(h.first.stride, w.first.stride) <= 2):
+        return False
+    if not (h.dense() and w.dense()) and effort < MUCH:
+        return False
+    if h.sweeps == (ONE,):
+        return w.taps in LINE
+    return h.taps == w.taps and h.taps in SQUARE and h.first.stride == w.first.stride and len(h.sweeps) == len(w.sweeps)
+
+
+def _whole(axis: Axis) -> bool:
+    """Whether there are as many residues as the step from one to the next says."""
+    return len(axis.sweeps) == axis.first.out_step and len(axis.sweeps) <= 2
+
+
+class Shape(NamedTuple):
+    """A tile: rows and vectors, sums for each result, and whether it is a plane whose height is compiled in."""
+
+    rows: int
+    vectors: int
+    splits: int = 1
+    whole: bool = False
+
+
+def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int) -> Shape:
+    kinds = len(h.sweeps) * len(w.sweeps)
+    height, width = h.first.out, w.first.out
+    vectors = min(-(-width // lanes), max(1, 8 // kinds)) if height == 1 else 1
+    most = max(1, _sums() // (kinds * vectors))
+    whole = effort >= MUCH and height <= most and width <= lanes
+    rows = height if whole else _rows(height, (14, 8, 4, 2, 1), most)
+    return Shape(rows, vectors, 1 if rows * vectors * kinds >= 8 else 2, whole)
+
+
+def shape_run(h: Axis, w: Axis, lanes: int) -> tuple[Shape, bool]:
+    """The tile of a kernel that is not compiled in, and whether input rows slide past its output rows."""
+    height, width, taps = -(-h.first.out // h.first.dilation), -(-w.first.out // lanes), h.taps
+    sliding = h.first.stride == 1 and taps >= 4
+    vectors = 1 if width == 1 or width == 3 else 2
+    if h.first.out == 1:
+        vectors, sliding = 4 if width > 2 else vectors, False
+    if not sliding:
+        height = h.first.out
+    most = min(_sums() // vectors, taps if sliding else _sums())
+    return Shape(_rows(height, (14, 7, 4, 2, 1), most), vectors), sliding
+
+
+def _sums() -> int:
+    """How many vectors of sums a tile may have."""
+    return 16 if machine().registers == 32 else 8
+
+
+def _rows(height: int, choices: tuple[int, ...], most: int) -> int:
+    """The rows of a tile that waste least: one counts for what a tile costs besides its rows."""
+    return min((r for r in choices if r <= most), key=lambda r: -(-height // r) * (r + 1))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One pass, made ready for a launch."""
+
+    call: Call
+    depth: Sweep
+    h: Axis
+    w: Axis
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(d.name if d is not None else "" for d in self.call.dtypes)
+
+    @cached_property
+    def dtype(self) -> str:
+        return max(STORED[name][2] for name in self.names if name)
+
+    @cached_property
+    def lanes(self) -> int:
+        return machine().lanes(STORED[self.dtype][1])
+
+    @cached_property
+    def source(self) -> tuple[int, ...]:
+        return _five(self.call.source)
+
+    @cached_property
+    def out(self) -> tuple[int, ...]:
+        return _five(self.call.out)
+
+    @cached_property
+    def kernel(self) -> tuple[int, ...]:
+        return (*(1,) * (4 - len(self.call.weight)), *self.call.weight[1:])
+
+    @cached_property
+    def channels(self) -> dict[str, int]:
+        """Source channels that a result sums over, and results that a source channel has."""
+        fold, spread = self.source[1] // self.out[1] or 1, self.out[1] // self.source[1] or 1
+        return {"folds": fold, "spread": spread}
+
+    @cached_property
+    def work(self) -> int:
+        """Multiply-adds."""
+        return self.out[0] * self.effort
+
+    @cached_property
+    def effort(self) -> int:
+        return effort(self.call, self.depth, self.h, self.w)
+
+    @cached_property
+    def unrolled(self) -> bool:
+        return unrolled(self.h, self.w, self.effort)
+
+    @cached_property
+    def tile(self) -> tuple[Shape, bool]:
+        if self.unrolled:
+            return shape_unrolled(self.h, self.w, self.lanes, self.effort), False
+        return shape_run(self.h, self.w, self.lanes)
+
+    @cached_property
+    def gap(self) -> int:
+        """Output rows of a tile are so many rows apart."""
+        return self.h.first.dilation if self.tile[1] else 1
+
+    @cached_property
+    def units(self) -> dict[str, int]:
+        """How the work is divided: units, units in an item, blocks of rows in a plane, rows in a block."""
+        rows = self.tile[0].rows
+        tiles = -(-self.h.first.out // rows)
+        slices = self.out[0] * self.out[1] * self.depth.out
+        blocks = min(tiles, -(-ITEMS // slices)) if slices < ITEMS and self.gap == 1 else 1
+        block_rows = -(-tiles // blocks) * rows if blocks > 1 else self.h.first.out
+        blocks = -(-self.h.first.out // block_rows)
+        units = slices * blocks
+        return {"units": units, "group": -(-units // ITEMS), "blocks": blocks, "block_rows": block_rows}
+
+    @cached_property
+    def items(self) -> int:
+        return -(-self.units["units"] // self.units["group"])
+
+    def settled(self) -> tuple[dict[str, Fixed], dict[str, int]]:
+        """What is compiled in, and the numbers of a launch."""
+        numbers = self._numbers()
+        fixed = self._fixed() | self._compiled_in(numbers)
+        return fixed, {name: value for name, value in numbers.items() if name not in fixed}
+
+    def _compiled_in(self, numbers: dict[str, int]) -> dict[str, int]:
+        """The numbers that make a difference to the code, or are the same for most."""
+        names = {name for name in ("folds", "spread", "blocks", "gap") if numbers[name] == 1}
+        if self.depth == ONE:
+            names |= {"out_d", "depth", "stride_d", "low_d", "dilation_d", "taps_d", "tap_d", "tap_step_d"}
+        if self.unrolled:
+            names |= {"row_step", "kernel_w", "reach", "tile_height"}
+            names |= {"taps_h", "taps_w", "dilation_h", "dilation_w", "tap_h", "tap_w", "tap_step_w"}
+        if self.tile[0].whole:
+            names |= {"height", "low_h", "out_h", "out_rows", "block_rows"}
+        return {name: numbers[name] for name in names}
+
+    def _fixed(self) -> dict[str, Fixed]:
+        sizes = [STORED[name][1] if name else 0 for name in self.names]
+        shape, sliding = self.tile
+        operands = ("source", "weight", "bias", "out", "other")
+        once: Phases = [[(0, 0)]]
+        return {
+            "dtype": self.dtype,
+            **{f"{operand}_type": name for operand, name in zip(operands, self.names, strict=True)},
+            **{f"{operand}_size": size for operand, size in zip(operands, sizes, strict=True)},
+            "activation": self.call.activation,
+            "merges": machine().name == "AVX-512",
+            "unrolled": self.unrolled,
+            "sliding": sliding,
+            "rows": shape.rows,
+            "vectors": shape.vectors,
+            "splits": shape.splits,
+            "row_taps": columns.written(self.h.phases if self.unrolled else once),
+            "column_taps": columns.written(self.w.phases if self.unrolled else once),
+            "row_kinds": len(self.h.sweeps),
+            "column_kinds": len(self.w.sweeps),
+            "column_step": self.w.first.stride,
+            "out_step": self.w.out_step,
+            "wide": self.w.first.out >= shape.vectors * self.lanes,
+            "parts": 1 if self._narrow() else min(self.w.first.stride, columns.SHUFFLED),
+        }
+
+    def _narrow(self) -> bool:
+        """Whether one vector holds all columns of the source, from the first that the tile reads."""
+        return self.w.first.out <= self.lanes and self.w.first.size + self.w.low <= self.lanes
+
+    def _numbers(self) -> dict[str, int]:
+        d, h, w = self.depth, self.h, self.w
+        shape, sliding = self.tile
+        down = h.first.stride if not sliding else self.gap
+        _, channels, out_d, out_h, out_w = self.out
+        loads = columns.columns_read(self.lanes, w.first.stride, w.phases if self.unrolled else [[(0, 0)]])
+        across = 0 if self.unrolled else max(w.taps - 1, 0) * w.first.dilation
+        deep = max((offset for phase in h.phases for offset, _ in phase), default=0)
+        return {
+            **self.units,
+            **self.channels,
+            "channels": channels,
+            "source_end": prod(self.source),
+            "kernel": prod(self.kernel),
+            "kernel_plane": self.kernel[1] * self.kernel[2],
+            "kernel_w": self.kernel[2],
+            "out_plane": out_d * out_h * out_w,
+            "out_slice": d.out_step * out_h * out_w,
+            "out_first": (d.out_first * out_h + h.out_first) * out_w + w.out_first,
+            "out_pitch": h.out_step * out_w,
+            "tile_pitch": h.out_step * out_w * self.gap,
+            "tile_columns": shape.vectors * self.lanes,
+            "out_h": h.first.out,
+            "out_w": w.first.out,
+            "out_rows": h.results,
+            "out_columns": w.results,
+            "full_w": w.results // len(w.sweeps),
+            "height": h.first.size,
+            "width": w.first.size,
+            "low_h": h.low,
+            "low_w": w.low,
+            "gap": self.gap,
+            "row_step": h.first.stride,
+            "row_pitch": h.first.dilation * w.first.size,
+            "reach": loads + (shape.vectors - 1) * self.lanes * w.first.stride + across,
+            "tile_height": (shape.rows - 1) * down + deep + 1,
+            "taps_h": h.taps,
+            "taps_w": w.taps,
+            "dilation_h": h.first.dilation,
+            "dilation_w": w.first.dilation,
+            "tap_h": h.first.tap_first,
+            "tap_w": w.first.tap_first,
+            "tap_step_w": w.first.tap_step,
+            "tap_pitch": h.first.tap_step * self.kernel[2],
+            "out_d": d.out,
+            "depth": d.size,
+            "stride_d": d.stride,
+            "low_d": d.low,
+            "dilation_d": d.dilation,
+            "taps_d": d.taps,
+            "tap_d": d.tap_first,
+            "tap_step_d": d.tap_step,
+        }
+
+
+def _five(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape (N, C, D, H, W), whatever the rank."""
+    return (*shape[:2], *(1,) * (5 - len(shape)), *shape[2:])

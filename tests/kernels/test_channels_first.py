@@ -1,0 +1,235 @@
+"""Correlations over planes against the reference backend: bitwise on small integers, at the extents where tiles end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import npdwconv
+from npdwconv.activations import ACTIVATIONS
+from npdwconv.geometry import conv_geometry
+from npdwconv.kernels.cpu import channels_first, phases
+from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
+from npdwconv.kernels.reference import depthwise as reference
+
+LANES = machine().lanes(4)
+WIDTHS = (1, LANES - 1, LANES, LANES + 1, 2 * LANES + 1)
+HEIGHTS = (1, 2, 7, 8, 9, 14, 15)
+
+
+def geometry(size, kernel, stride=1, dilation=1, padding=None):
+    rank = len(size)
+    kernel, stride, dilation = ((v,) * rank if isinstance(v, int) else v for v in (kernel, stride, dilation))
+    padding = padding or tuple((k // 2 * d, (k - 1) // 2 * d) for k, d in zip(kernel, dilation, strict=True))
+    return conv_geometry(tuple(size), kernel, stride, dilation, padding)
+
+
+class Case:
+    """Operands of one convolution: small integers."""
+
+    def __init__(self, g, batch=1, channels=2, multiplier=1, dtype=np.float32, seed=0):
+        self.g, self.rng = g, np.random.default_rng(seed)
+        self.x = self._integers((batch, channels, *g.size), dtype)
+        self.weight = self._integers((channels * multiplier, *g.kernel), dtype)
+        self.bias = self._integers((channels * multiplier,), dtype)
+        self.z = self._integers((batch, channels * multiplier, *g.out), dtype)
+
+    def _integers(self, shape, dtype):
+        return self.rng.integers(-3, 4, shape).astype(dtype)
+
+    def forward(self, x=None, **options):
+        x = self.x if x is None else x
+        out = np.full((x.shape[0], *self.z.shape[1:]), np.nan, self.z.dtype)
+        channels_first.gather(x, self.weight, self.bias, out, phases.forward(self.g), **options)
+        return out
+
+    def expected(self, activation=None):
+        out = np.empty_like(self.z)
+        reference.depthwise_fwd(self.x, self.weight, self.bias, out, self.g, "channels_first", activation)
+        return out
+
+    def input_gradient(self):
+        out = np.full_like(self.x, np.nan)
+        channels_first.gather(self.z, self.weight, None, out, phases.adjoint(self.g))
+        return out
+
+    def expected_gradient(self):
+        out = np.empty_like(self.x)
+        reference.depthwise_bwd_input(self.z, self.weight, out, self.g, "channels_first")
+        return out
+
+    def check(self):
+        np.testing.assert_array_equal(self.forward(), self.expected())
+        np.testing.assert_array_equal(self.input_gradient(), self.expected_gradient())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("height", HEIGHTS)
+def test_extents_around_the_tile(height, stride):
+    for width in WIDTHS:
+        Case(geometry((height, width), 3, stride)).check()
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (5, 2), (7, 1)])
+def test_square_kernels(kernel, stride):
+    for size in [(16, 2 * LANES + 1), (5, LANES)]:
+        Case(geometry(size, kernel, stride)).check()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "dilation"),
+    [
+        ((2, 4), (1, 1), (1, 1)),
+        ((4, 2), (1, 1), (2, 3)),
+        ((3, 3), (1, 1), (4, 2)),
+        ((9, 9), (1, 1), (1, 1)),
+        ((13, 10), (1, 1), (1, 2)),
+        ((3, 5), (2, 3), (1, 1)),
+        ((4, 4), (2, 2), (3, 1)),
+        ((3, 3), (5, 6), (2, 1)),
+        ((1, 1), (1, 1), (1, 1)),
+        ((2, 2), (3, 4), (1, 1)),
+    ],
+)
+def test_any_kernel(kernel, stride, dilation):
+    for size in [(31, 2 * LANES + 5), (40, LANES - 2), (4, 3)]:
+        Case(geometry(size, kernel, stride, dilation)).check()
+
+
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((2, 0), (0, 2)), ((0, 5), (6, 0)), ((4, 4), (40, 3))])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_asymmetric_padding(padding, stride):
+    for size in [(9, LANES + 3), (4, 5)]:
+        Case(geometry(size, 3, stride, 1, padding)).check()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_multiplier(stride):
+    Case(geometry((9, LANES + 3), 3, stride), batch=2, channels=3, multiplier=2).check()
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(4, 1, 1), (3, 2, 1), (31, 1, 1), (3, 1, 7), (2, 3, 1)])
+def test_one_axis(kernel, stride, dilation):
+    for width in (LANES + 1, 9 * LANES + 3):
+        Case(geometry((width,), kernel, stride, dilation), batch=2, multiplier=2).check()
+    causal = conv_geometry((40,), (4,), (1,), (1,), ((3, 0),))
+    Case(causal).check()
+
+
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), ((2, 1, 1), (1, 1, 1)), (1, (2, 1, 3))])
+def test_three_axes(stride, dilation):
+    Case(geometry((5, 6, LANES + 2), 3, stride, dilation), batch=2, multiplier=2).check()
+
+
+@pytest.mark.parametrize("extent", [7, 14])
+def test_planes_compiled_for_their_height(extent):
+    """Enough channels that one image has the work from which the height is compiled in."""
+    for kernel, stride in [(3, 1), (3, 2)]:
+        Case(geometry((extent, extent), kernel, stride), channels=512).check()
+
+
+def test_dilation_compiled_in():
+    Case(geometry((33, 33), 3, 1, 6), channels=32).check()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_dtypes(dtype, stride):
+    if dtype == "bfloat16":
+        dtype = pytest.importorskip("ml_dtypes").bfloat16
+    Case(geometry((9, LANES + 3), 3, stride), dtype=dtype).check()
+
+
+def test_half_weights_with_float32_gradient():
+    case = Case(geometry((9, LANES + 3), 3), dtype=np.float16)
+    case.z = case.z.astype(np.float32)
+    case.x = case.x.astype(np.float32)
+    np.testing.assert_array_equal(case.input_gradient(), case.expected_gradient())
+
+
+@pytest.mark.parametrize("name", ["relu6", "silu"])
+def test_activation_and_its_chain(name):
+    activation = ACTIVATIONS[name]
+    case = Case(geometry((9, LANES + 3), 3))
+    np.testing.assert_allclose(case.forward(activation=name), case.expected(activation), rtol=1e-6, atol=1e-6)
+    chained = np.empty_like(case.z)
+    reference.depthwise_bwd_activation(
+        case.z, case.x, case.weight, case.bias, chained, case.g, "channels_first", activation
+    )
+    ours = case.forward(activation=name, other=case.z)
+    np.testing.assert_allclose(ours, chained, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (9, 1), ((2, 3), (2, 5))])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_padding_reads_no_weight(kernel, stride, value):
+    """Where a tap falls in padding, its infinite weight counts for nothing."""
+    for width in (LANES - 3, 2 * LANES + 1):
+        case = Case(geometry((11, width), kernel, stride))
+        case.x = np.abs(case.x) + 1
+        case.z = np.abs(case.z) + 1
+        case.weight[:, 0, 0] = value
+        case.check()
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (9, 1), ((2, 3), (2, 5))])
+def test_nan_reaches_its_windows_alone(kernel, stride):
+    for width, place in product((LANES - 3, 2 * LANES + 1), ((0, 0), (5, LANES - 4), (-1, -1))):
+        case = Case(geometry((11, width), kernel, stride), batch=3)
+        case.x[(1, 0, *place)] = np.nan
+        case.z[(1, 0, *(max(p, -1) % n for p, n in zip(place, case.g.out, strict=True)))] = np.nan
+        case.check()
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (9, 1), ((2, 3), (2, 5))])
+def test_neighbours_in_memory_do_not_matter(kernel, stride):
+    """Operands in the middle of NaN, the result in the middle of sentinels."""
+    case = Case(geometry((11, 2 * LANES + 1), kernel, stride))
+    expected = case.expected()
+    case.x, case.weight, case.bias = (_surrounded(a, np.nan) for a in (case.x, case.weight, case.bias))
+    out = _surrounded(np.zeros_like(expected), 7.0)
+    channels_first.gather(case.x, case.weight, case.bias, out, phases.forward(case.g))
+    np.testing.assert_array_equal(out, expected)
+    assert (out.base[:99] == 7).all()
+    assert (out.base[-99:] == 7).all()
+
+
+def _surrounded(array, value):
+    buffer = np.full(array.size + 198, value, array.dtype)
+    view = buffer[99:-99].reshape(array.shape)
+    view[...] = array
+    return view
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), [((14, 14), 3, 1), ((7, 7), 3, 1), ((9, 40), 3, 2), ((20, 30), 9, 1)])
+def test_same_bits_for_any_batch_and_threads(size, kernel, stride):
+    channels = 512 if size[0] == 7 else 64
+    case = Case(geometry(size, kernel, stride), batch=3, channels=channels)
+    case.x, case.weight = (case.rng.standard_normal(a.shape).astype(np.float32) for a in (case.x, case.weight))
+    whole = case.forward()
+    for image in range(3):
+        assert case.forward(case.x[image : image + 1]).tobytes() == whole[image].tobytes()
+    before = npdwconv.get_num_threads()
+    try:
+        for threads in (1, 2, 7):
+            npdwconv.set_num_threads(threads)
+            assert case.forward().tobytes() == whole.tobytes()
+    finally:
+        npdwconv.set_num_threads(before)
+
+
+@pytest.mark.skipif(LANES_VARIABLE in os.environ, reason="is itself the run with narrower lanes")
+@pytest.mark.parametrize("lanes", [8, 4])
+def test_narrower_lanes(lanes):
+    chosen = "around_the_tile and 9 or square or dtypes or padding_reads or (any_kernel and kernel3) or neighbours"
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    environment = {**os.environ, LANES_VARIABLE: str(lanes)}
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]

@@ -1,0 +1,195 @@
+"""Matrix products of the numba backend against the reference: at the edges of tiles, in every dtype, bit by bit."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from npdwconv import get_num_threads, set_num_threads
+from npdwconv.activations import ACTIVATIONS
+from npdwconv.kernels.cpu import cuts, pointwise
+from npdwconv.kernels.cpu.cuts import TILES, best_cut, panels
+from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing
+from npdwconv.kernels.reference import pointwise as reference
+
+LAYOUTS = ("channels_first", "channels_last")
+LANES = machine().lanes(4)
+RELU6 = ACTIVATIONS["relu6"]
+
+
+def integers(rng, shape, dtype="float32"):
+    return rng.integers(-3, 4, shape).astype(dtype)
+
+
+def nothing(shape, dtype="float32"):
+    return np.full(shape, np.nan).astype(dtype)
+
+
+class Problem:
+    """Operands of one pointwise convolution, small integers in ``dtype``."""
+
+    def __init__(self, batch, pixels, channels, outputs, layout, dtype="float32"):
+        rng = np.random.default_rng([batch, pixels, channels, outputs])
+        self.layout, self.dtype = layout, np.dtype(dtype)
+        self.wide = np.dtype("float64" if dtype == "float64" else "float32")
+        x, out = ((batch, c, pixels) if layout == "channels_first" else (batch, pixels, c) for c in (channels, outputs))
+        self.x, self.grad = integers(rng, x, dtype), integers(rng, out, dtype)
+        self.weight, self.bias = integers(rng, (outputs, channels), dtype), integers(rng, outputs, dtype)
+
+    def results(self, kernels, activation=RELU6):
+        """The forward and what a backward needs, by the functions of ``kernels``."""
+        out, grad_z = nothing(self.grad.shape, self.dtype), nothing(self.grad.shape, self.wide)
+        grad_x, grad_weight = nothing(self.x.shape, self.dtype), nothing(self.weight.shape, self.dtype)
+        operands = self.x, self.weight, self.bias
+        kernels.pointwise_fwd(*operands, out, self.layout, activation)
+        kernels.pointwise_bwd_activation(self.grad, *operands, grad_z, self.layout, activation or RELU6)
+        kernels.pointwise_bwd_input(grad_z, self.weight, grad_x, self.layout)
+        kernels.pointwise_bwd_weight(grad_z, self.x, grad_weight, self.layout)
+        return {"out": out, "grad_z": grad_z, "grad_x": grad_x, "grad_weight": grad_weight}
+
+
+def assert_same(found, expected):
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.fixture
+def threads():
+    before = get_num_threads()
+    yield set_num_threads
+    set_num_threads(before)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("batch", "pixels", "channels", "outputs"),
+    [
+        pytest.param(1, 49, 3 * LANES, 3 * LANES, id="full-panels"),
+        pytest.param(2, 49, 2 * LANES + 1, LANES - 1, id="partial-panels"),
+        pytest.param(1, 4 * LANES + 1, 5, 7 * LANES - 1, id="pixels-gt-panel"),
+        pytest.param(3, 1, 5, 9, id="one-pixel"),
+        pytest.param(1, 50, 1, 1, id="one-channel"),
+        pytest.param(2, 700, 3, 5, id="long-reduction"),
+        pytest.param(1, 4096, 49, 64, id="panels-that-conflict"),
+        pytest.param(0, 4, 3, 2, id="no-image"),
+        pytest.param(2, 0, 3, 2, id="no-pixel"),
+        pytest.param(2, 4, 0, 3, id="no-channel"),
+        pytest.param(2, 4, 3, 0, id="no-output"),
+    ],
+)
+def test_parity(batch, pixels, channels, outputs, layout):
+    problem = Problem(batch, pixels, channels, outputs, layout)
+    assert_same(problem.results(pointwise), problem.results(reference))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_dtypes(dtype, layout):
+    if dtype == "bfloat16":
+        pytest.importorskip("ml_dtypes", reason="bfloat16")
+    problem = Problem(2, 2 * LANES + 1, 11, LANES + 1, layout, dtype)
+    assert_same(problem.results(pointwise), problem.results(reference))
+
+
+@pytest.mark.parametrize("tile", TILES[machine().registers], ids=lambda tile: f"{tile.rows}x{tile.vectors}")
+def test_tile_edges(tile, monkeypatch):
+    """Every tile at its edges: rows about the tile and its rest, columns about a vector, an odd depth."""
+    monkeypatch.setattr(cuts, "TILES", {machine().registers: (tile,)})
+    best_cut.cache_clear()
+    rng = np.random.default_rng(tile)
+    full = tile.vectors * LANES
+    for columns, rows in product((full, full + LANES - 1), sorted({r + d for r in tile[:2] for d in (-1, 0, 1)})):
+        x, w, bias = integers(rng, (rows, 3)), integers(rng, (columns, 3)), integers(rng, columns)
+        types = ("float32",) * 4
+        m = Matrices(1, rows, columns, 3, Strides(3), Strides(3), Strides(columns), *types, threads=2)
+        plan, out = packing(m), nothing((rows, columns))
+        packed = nothing(plan.size)
+        plan.launch(w, packed)
+        packed_product(m)(x, packed, bias, out, None)
+        np.testing.assert_array_equal(out, x @ w.T + bias)
+    best_cut.cache_clear()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bits_depend_on_nothing_else(layout, threads):
+    """Not on the number of threads, on the rest of the batch, or on weights packed ahead."""
+    rng = np.random.default_rng(5)
+    shape = (3, 37, 29) if layout == "channels_first" else (3, 29, 37)
+    x, w = rng.standard_normal(shape).astype("float32"), rng.standard_normal((50, 37)).astype("float32")
+    grad = rng.standard_normal((3, 50, 29) if layout == "channels_first" else (3, 29, 50)).astype("float32")
+
+    def forward(x, weight):
+        out = nothing((len(x), *grad.shape[1:]))
+        pointwise.pointwise_fwd(x, weight, None, out, layout, None)
+        return out
+
+    def weight_gradient():
+        result = nothing(w.shape)
+        pointwise.pointwise_bwd_weight(grad, x, result, layout)
+        return result
+
+    threads(1)
+    once, gradient = forward(x, w), weight_gradient()
+    for count in (2, 7):
+        threads(count)
+        np.testing.assert_array_equal(forward(x, w), once)
+        np.testing.assert_array_equal(weight_gradient(), gradient)
+    np.testing.assert_array_equal(forward(x, pointwise.Packed(w)), once)
+    np.testing.assert_array_equal(np.concatenate([forward(image[None], w) for image in x]), once)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rounding_is_bounded(layout):
+    rng = np.random.default_rng(6)
+    shape = (1, 300, 70) if layout == "channels_first" else (1, 70, 300)
+    x, w = rng.standard_normal(shape).astype("float32"), rng.standard_normal((20, 300)).astype("float32")
+    out = nothing((1, 20, 70) if layout == "channels_first" else (1, 70, 20))
+    pointwise.pointwise_fwd(x, w, None, out, layout, None)
+    axes = "kc,ncp->nkp" if layout == "channels_first" else "kc,npc->npk"
+    exact = np.einsum(axes, w.astype("float64"), x.astype("float64"))
+    size = np.einsum(axes, abs(w).astype("float64"), abs(x).astype("float64"))
+    assert (abs(out - exact) <= 301 * np.finfo("float32").eps / 2 * size).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nan_stays_where_it_is(layout):
+    """A NaN or infinity reaches the outputs that read it and no other, padding of panels included."""
+    problem = Problem(2, 2 * LANES + 3, 5, LANES + 1, layout)
+    problem.x[0, -1, -1] = np.nan
+    problem.weight[-1, 0] = np.inf
+    with np.errstate(all="ignore"):
+        assert_same(problem.results(pointwise, None), problem.results(reference, None))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(layout):
+    problem = Problem(2, 2 * LANES + 1, 5, 7, layout)
+    expected = problem.results(reference)["out"]
+    x, weight, bias = (np.repeat(a, 2, axis=-1)[..., ::2] for a in (problem.x, problem.weight, problem.bias))
+    for array in (x, weight, bias):
+        array.flags.writeable = False
+    out = np.repeat(nothing(expected.shape), 2, axis=-1)[..., ::2]
+    pointwise.pointwise_fwd(x, weight, bias, out, layout, RELU6)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_panels_cover_every_vector(width):
+    for vectors in range(width, 60):
+        wide, last, others = panels(vectors, width)
+        assert wide * width + others * last == vectors
+        assert 0 <= last < width
+
+
+def test_cuts_share_the_work():
+    """No more blocks than threads, or than there is to share; a tile that fits the columns."""
+    for images, height, vectors, depth, threads, split in product(
+        (1, 3), (1, 49, 3136), (1, 2, 5, 64), (1, 512), (1, 2, 6), ("rows", "columns", "")
+    ):
+        cut = best_cut(images, height, vectors, depth, machine().registers, threads, split)
+        assert cut.row_blocks * cut.column_blocks <= threads
+        assert cut.tile.vectors <= vectors
+        assert cut.wide * cut.tile.vectors + (cut.panels - cut.wide) * cut.last == vectors
