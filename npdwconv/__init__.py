@@ -39,6 +39,7 @@ from npdwconv.transpose import (
     depthwise_conv_transpose3d,
     depthwise_conv_transpose3d_backward,
 )
+from npdwconv.warmup import Warmed, warmup
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,7 @@ __all__ = [
     "OptionError",
     "SeparableGrads",
     "ShapeError",
+    "Warmed",
     "backend_status",
     "causal_depthwise_conv1d",
     "causal_depthwise_conv1d_backward",
@@ -88,4 +90,5 @@ __all__ = [
     "separable_conv3d_backward",
     "set_num_threads",
     "use_backend",
+    "warmup",
 ]

@@ -1,4 +1,4 @@
-"""Command line: ``npdwconv demo | bench | cost | info``. Parses, calls, prints; the work is done in the rooms below.
+"""Command line: ``npdwconv demo | warmup | bench | cost | info``. Parses, calls, prints; the rooms below do the work.
 
 Exit codes: 0 success, 1 a check that failed, 2 a wrong call; 130 interrupted, 141 when the output's reader is gone.
 """
@@ -24,7 +24,9 @@ from npdwconv.dispatch import BACKENDS, require_usable
 from npdwconv.errors import BackendUnavailableError, OptionError, ShapeError
 from npdwconv.layouts import LAYOUTS
 from npdwconv.options import integer
+from npdwconv.precision import ACCUMULATORS
 from npdwconv.threads import usable_cores
+from npdwconv.warmup import reporting, warmup
 
 __all__ = ["main"]
 
@@ -64,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"npdwconv {version}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_warmup(commands)
     _add_bench(commands)
     _add_cost(commands)
     _add_info(commands)
@@ -84,7 +87,20 @@ def _add_demo(commands: Any) -> None:
         "--output", metavar="PATH", default=demo.OUTPUT, help="the picture to write (default: %(default)s)"
     )
     parser.add_argument("--top", metavar="N", type=int, default=5, help="classes to name (default: %(default)s)")
+    parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[1], help="(default: %(default)s)")
+    parser.add_argument(
+        "--no-compare", dest="compare", action="store_false", help="do not time the frameworks that are installed"
+    )
+
+
+def _add_warmup(commands: Any) -> None:
+    parser = _command(commands, "warmup", _warmup, "compile ahead what named calls need, into the cache on disk")
+    parser.add_argument(
+        "call", nargs="+", help="efficientnet-lite0, or kind:shape:part:part…, such as depthwise:1x32x112x112:k3:s2"
+    )
     parser.add_argument("--layout", choices=LAYOUTS, default=LAYOUTS[0], help="(default: %(default)s)")
+    parser.add_argument("--dtype", choices=ACCUMULATORS, default="float32", help="(default: %(default)s)")
+    parser.add_argument("--backward", action="store_true", help="compile their backward too")
 
 
 def _add_bench(commands: Any) -> None:
@@ -131,14 +147,29 @@ def _add_info(commands: Any) -> None:
 
 
 def _demo(args: argparse.Namespace) -> int:
-    result = demo.run(
+    with reporting(_tell):
+        result = _demonstrated(args)
+    print(_json(result.as_dict()) if args.json else demo.describe(result))
+    return SUCCESS
+
+
+def _demonstrated(args: argparse.Namespace) -> demo.Demo:
+    return demo.run(
         image=args.image,
         output=args.output,
         layout=args.layout,
         top=args.top,
+        compare=args.compare,
         progress=demo.silent if args.json else None,
     )
-    print(_json(result.as_dict()) if args.json else demo.describe(result))
+
+
+def _warmup(args: argparse.Namespace) -> int:
+    with reporting(_tell):
+        warmed = warmup(*args.call, layout=args.layout, dtype=args.dtype, backward=args.backward)
+    rows = [[each.call, str(each.compiled), f"{each.seconds:.2f} s"] for each in warmed]
+    found = {"calls": [each._asdict() for each in warmed]}
+    print(_json(found) if args.json else table("compiled ahead", ["call", ">kernels compiled", ">time"], rows))
     return SUCCESS
 
 

@@ -15,6 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from npdwconv.bench.measure import Settings
+from npdwconv.bench.run import network_seconds
+from npdwconv.bench.scores import OURS
 from npdwconv.console import count, table
 from npdwconv.cost import Cost, cost
 from npdwconv.dispatch import explain_backend
@@ -25,6 +28,7 @@ from npdwconv.models import EfficientNetLite0
 from npdwconv.models.efficientnet_lite import central_square
 from npdwconv.options import integer
 from npdwconv.picture import Named, draw, saliency
+from npdwconv.threads import get_num_threads
 from npdwconv.trace import Step, watched
 
 __all__ = ["OUTPUT", "Demo", "MissingExtraError", "StageCost", "describe", "run"]
@@ -65,7 +69,11 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo found: the classes, the picture's path, the stages, and the seconds each part took."""
+    """What the demo found: the classes, the picture's path, the stages, and the seconds each part took.
+
+    ``network_seconds`` has the whole network's time at batch 1 with its weights frozen, in seconds: "ours" and that of
+    each framework installed, measured in turns; empty where it was not asked for.
+    """
 
     image: str
     backend: str
@@ -73,6 +81,7 @@ class Demo:
     picture: str
     stages: tuple[StageCost, ...]
     seconds: dict[str, float]
+    network_seconds: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         """The findings as JSON has them."""
@@ -84,8 +93,9 @@ def run(
     image: str | None = None,
     output: str = OUTPUT,
     *,
-    layout: str = "channels_first",
+    layout: str = "channels_last",
     top: int = 5,
+    compare: bool = False,
     progress: Progress | None = None,
 ) -> Demo:
     """Classify a photograph, go back to its pixels, and draw which of them moved the score.
@@ -95,6 +105,7 @@ def run(
         output: path of the PNG to write.
         layout: the layout that the network runs in.
         top: how many classes to name, the most probable first.
+        compare: measure the network's time beside that of the frameworks that are installed.
         progress: opens a display for a number of steps; None for a bar on the terminal's standard error.
 
     Raises:
@@ -126,7 +137,13 @@ def run(
         picture=str(target),
         stages=tuple(stage_costs(network, steps)),
         seconds=seconds,
+        network_seconds=compared() if compare else {},
     )
+
+
+def compared() -> dict[str, float]:
+    """Seconds of the frozen network at batch 1, ours and those of the frameworks that are installed."""
+    return network_seconds(Settings(threads=get_num_threads(), rounds=3, seconds=0.1, warm=0.1))
 
 
 def describe(found: Demo) -> str:
@@ -141,11 +158,19 @@ def describe(found: Demo) -> str:
         "standard: with a standard convolution in place of each depthwise one and the pointwise one after it",
         f"time: {spent}",
         f"backend: {found.backend}",
+        *_network_note(found.network_seconds),
         f"picture: {found.picture}",
     ]
     classes = table("most probable classes", ["class", ">probability", ">number"], best)
     stages = table("parameters and multiply-adds by stage", columns, rows, totals=[_row(_sum(found.stages))])
     return "\n\n".join([classes, stages, "\n".join(notes)])
+
+
+def _network_note(seconds: dict[str, float]) -> Iterator[str]:
+    if OURS in seconds:
+        peers = sorted((value, name) for name, value in seconds.items() if name != OURS)
+        beside = ", ".join(f"{name} {_duration(value)} ({value / seconds[OURS]:.2f}x)" for value, name in peers)
+        yield f"network, weights frozen: {_duration(seconds[OURS])}; {beside or 'no framework is installed to compare'}"
 
 
 def stage_costs(network: EfficientNetLite0, steps: Sequence[Step]) -> Iterator[StageCost]:

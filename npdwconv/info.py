@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from npdwconv.dispatch import backend_status
 from npdwconv.threads import get_num_threads
 
 __all__ = ["collect", "rows"]
-
-# Numba's module for each of its threading layers.
-LAYERS = {"tbb": "tbbpool", "omp": "omppool", "workqueue": "workqueue"}
 
 # Vector registers in bits, widest first, and LLVM's names for the features that bring them.
 WIDTHS = ((512, ("avx512f",)), (256, ("avx2", "avx")), (128, ("sse2", "neon")))
@@ -31,24 +26,22 @@ def collect() -> dict[str, Any]:
             name: {"available": reason is None, "reason": reason} for name, reason in backend_status().items()
         },
         "threads": get_num_threads(),
-        "threading_layer": threading_layer(),
         "cpu": cpu(),
-        "cache_folder": cache_folder(),
+        "cache_folders": cache_folders(),
     }
 
 
 def rows(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The report as lines of a table: what, and what was found."""
-    layer, host = report["threading_layer"], report["cpu"]
+    host = report["cpu"]
     return [
         *((name, version or "not installed") for name, version in report["versions"].items()),
         ("platform", report["platform"]),
         *((f"backend {name}", state["reason"] or "available") for name, state in report["backends"].items()),
         ("threads", str(report["threads"])),
-        ("threading layer", _layer_text(layer)),
         ("CPU", host["name"]),
         ("SIMD width", f"{host['simd_bits']} bits" if host["simd_bits"] else "unknown (llvmlite cannot be imported)"),
-        ("cache folder", report["cache_folder"] or "none (numba cannot be imported)"),
+        ("compiled kernels", ", else ".join(report["cache_folders"]) or "none (numba cannot be imported)"),
     ]
 
 
@@ -57,16 +50,6 @@ def versions() -> dict[str, str | None]:
     return {"python": platform.python_version()} | {
         name: _version(name) for name in ("npdwconv", "numpy", "numba", "llvmlite", "ml_dtypes")
     }
-
-
-def threading_layer() -> dict[str, Any]:
-    """Numba's threading layers: which can be loaded here, and which it would choose."""
-    config = _optional("numba.core.config")
-    if config is None:
-        return {"chosen": None, "loadable": []}
-    loadable = [name for name, module in LAYERS.items() if _optional(f"numba.np.ufunc.{module}") is not None]
-    order = _layer_order(str(config.THREADING_LAYER).lower(), config.THREADING_LAYER_PRIORITY)
-    return {"chosen": next((name for name in order if name in loadable), None), "loadable": loadable}
 
 
 def cpu() -> dict[str, Any]:
@@ -86,18 +69,10 @@ def simd_bits(features: Mapping[str, bool]) -> int | None:
     return next((bits for bits, names in WIDTHS if any(features.get(name) for name in names)), None)
 
 
-def cache_folder() -> str | None:
-    """Where Numba keeps compiled kernels: NUMBA_CACHE_DIR, else beside them, else the user's cache."""
-    config = _optional("numba.core.config")
-    if config is None:
-        return None
-    kernels = Path(__file__).parent / "kernels" / "cpu"
-    if config.CACHE_DIR:
-        return str(config.CACHE_DIR)
-    if os.access(kernels, os.W_OK):
-        return str(kernels / "__pycache__")
-    dirs = importlib.import_module("numba.misc.appdirs").AppDirs(appname="numba", appauthor=False)
-    return str(dirs.user_cache_dir)
+def cache_folders() -> list[str]:
+    """Where compiled kernels are kept: the first of these folders that can be written."""
+    store = _optional("npdwconv.kernels.cpu.store")
+    return [] if store is None else list(store.places())
 
 
 def _version(name: str) -> str | None:
@@ -112,19 +87,3 @@ def _optional(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         return None
-
-
-def _layer_order(layer: str, priority: Sequence[str]) -> Sequence[str]:
-    """The layers that a setting of NUMBA_THREADING_LAYER admits, in the order in which Numba tries them.
-
-    Numba's user manual, "The Threading Layers": on Linux OpenMP does not survive a fork.
-    """
-    forksafe = ("tbb", "workqueue") if platform.system() == "Linux" else ("tbb", "omp", "workqueue")
-    sets = {"default": tuple(priority), "safe": ("tbb",), "threadsafe": ("tbb", "omp"), "forksafe": forksafe}
-    return sets.get(layer, (layer,))
-
-
-def _layer_text(layer: Mapping[str, Any]) -> str:
-    if not layer["loadable"]:
-        return "none (numba cannot be imported)"
-    return f"{layer['chosen'] or 'none of those admitted'} (loadable: {', '.join(layer['loadable'])})"

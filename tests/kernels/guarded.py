@@ -87,6 +87,22 @@ def call(s: Any, kind: str, layout: str, **activations: str) -> None:
                 assert np.array_equal(found[name], want), name
 
 
+def call_network(layout: str) -> None:
+    """A frozen network, whole, on guarded arrays; the result must be the reference's."""
+    from kernels.situations import frozen_network
+
+    import npdwconv
+
+    with npdwconv.use_backend("reference"):
+        network, x = frozen_network(layout)
+        wanted = network(x)
+    for at_end in (True, False):
+        print("network", layout, "against the page", "behind" if at_end else "before", flush=True)
+        with guarded_numpy(at_end=at_end), npdwconv.use_backend("numba"):
+            network, x = frozen_network(layout)
+            assert np.array_equal(network(like(x, at_end=at_end)), wanted)
+
+
 def over(offset: int, *, at_end: bool, write: bool) -> None:
     """Read or write a byte ``offset`` from the end or the beginning of an array."""
     array = guarded(7, np.float32, at_end=at_end)
@@ -100,6 +116,8 @@ def over(offset: int, *, at_end: bool, write: bool) -> None:
 def main(which: str, kinds: str) -> None:
     from kernels import situations
 
+    for layout in ("channels_first", "channels_last") if "integers" in kinds else ():
+        call_network(layout)
     chosen = {"core": situations.CORE, "all": (*situations.CORE, *situations.MORE, *situations.SWEPT)}[which]
     for kind in kinds.split(","):
         for s in chosen:

@@ -14,6 +14,7 @@ import numpy as np
 from strategies import LAYOUTS, moved
 
 import npdwconv
+from npdwconv import layers
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.kernels.cpu.machine import machine
 
@@ -228,6 +229,26 @@ def _swept() -> Iterator[Situation]:
 
 SWEPT = tuple(_swept())
 BY_NAME = {situation.name: situation for situation in (*CORE, *MORE, *SWEPT)}
+
+
+def frozen_network(layout: str) -> tuple[layers.Layer, np.ndarray]:
+    """A frozen sequence with a stem, a block and a residual, its weights small integers, and an input for it."""
+    rng, options = np.random.default_rng(0), {"layout": layout}
+    block = layers.Sequential(
+        layers.PointwiseConv(L - 1, 2 * L + 3, activation="relu6", **options),
+        layers.DepthwiseConv2d(2 * L + 3, 5, padding="same", activation="relu6", **options),
+        layers.PointwiseConv(2 * L + 3, L - 1, **options),
+    )
+    network = layers.Sequential(
+        layers.StandardConv2d(3, L + 1, 3, stride=2, padding="same", **options),
+        layers.Activation("relu6"),
+        layers.DepthwiseConv2d(L + 1, 3, stride=2, padding="same", activation="relu6", **options),
+        layers.PointwiseConv(L + 1, L - 1, **options),
+        layers.Residual(block),
+    )
+    for parameter in network.params.values():
+        parameter[...] = rng.integers(-2, 3, parameter.shape)
+    return network.freeze(), moved(numbers(rng, "integers", (2, 3, 21, 4 * L - 1)), layout)
 
 
 # comparing

@@ -207,7 +207,9 @@ def _surrounded(array, value):
     return view
 
 
-@pytest.mark.parametrize(("size", "kernel", "stride"), [((14, 14), 3, 1), ((7, 7), 3, 1), ((9, 40), 3, 2), ((20, 30), 9, 1)])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride"), [((14, 14), 3, 1), ((7, 7), 3, 1), ((9, 40), 3, 2), ((20, 30), 9, 1)]
+)
 def test_same_bits_for_any_batch_and_threads(size, kernel, stride):
     channels = 512 if size[0] == 7 else 64
     case = Case(geometry(size, kernel, stride), batch=3, channels=channels)

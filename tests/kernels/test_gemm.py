@@ -9,11 +9,13 @@ import pytest
 
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.activations import ACTIVATIONS
-from npdwconv.kernels.cpu import cuts, pointwise
+from npdwconv.geometry import conv_geometry
+from npdwconv.kernels.cpu import cuts, pointwise, separable, strips
 from npdwconv.kernels.cpu.cuts import TILES, best_cut, panels
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing
 from npdwconv.kernels.reference import pointwise as reference
+from npdwconv.kernels.reference import separable as separable_reference
 
 LAYOUTS = ("channels_first", "channels_last")
 LANES = machine().lanes(4)
@@ -56,6 +58,20 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
+def forget_plans():
+    for planned in (best_cut, pointwise._plan, pointwise._weight_plan):
+        planned.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def one_tile(monkeypatch):
+    """One tile and no more, so that little is compiled; `test_tile_edges` has them all."""
+    monkeypatch.setattr(cuts, "TILES", {machine().registers: TILES[machine().registers][:1]})
+    forget_plans()
+    yield
+    forget_plans()
+
+
 @pytest.fixture
 def threads():
     before = get_num_threads()
@@ -67,9 +83,9 @@ def threads():
 @pytest.mark.parametrize(
     ("batch", "pixels", "channels", "outputs"),
     [
-        pytest.param(1, 49, 3 * LANES, 3 * LANES, id="full-panels"),
+        pytest.param(1, 49, 2 * LANES, 2 * LANES, id="full-panels"),
         pytest.param(2, 49, 2 * LANES + 1, LANES - 1, id="partial-panels"),
-        pytest.param(1, 4 * LANES + 1, 5, 7 * LANES - 1, id="pixels-gt-panel"),
+        pytest.param(1, 4 * LANES + 1, 5, 4 * LANES - 1, id="pixels-gt-panel"),
         pytest.param(3, 1, 5, 9, id="one-pixel"),
         pytest.param(1, 50, 1, 1, id="one-channel"),
         pytest.param(2, 700, 3, 5, id="long-reduction"),
@@ -86,7 +102,17 @@ def test_parity(batch, pixels, channels, outputs, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_last_panels(layout, monkeypatch):
+    """Panels of which the last is narrower, in every kernel."""
+    monkeypatch.setattr(cuts, "TILES", {machine().registers: TILES[machine().registers][1:2]})
+    problem = Problem(2, 3 * LANES, 3 * LANES, 3 * LANES, layout)
+    assert_same(problem.results(pointwise), problem.results(reference))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout"),
+    [("float64", "channels_first"), ("float16", "channels_last"), ("bfloat16", "channels_first")],
+)
 def test_dtypes(dtype, layout):
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="bfloat16")
@@ -98,7 +124,6 @@ def test_dtypes(dtype, layout):
 def test_tile_edges(tile, monkeypatch):
     """Every tile at its edges: rows about the tile and its rest, columns about a vector, an odd depth."""
     monkeypatch.setattr(cuts, "TILES", {machine().registers: (tile,)})
-    best_cut.cache_clear()
     rng = np.random.default_rng(tile)
     full = tile.vectors * LANES
     for columns, rows in product((full, full + LANES - 1), sorted({r + d for r in tile[:2] for d in (-1, 0, 1)})):
@@ -110,7 +135,6 @@ def test_tile_edges(tile, monkeypatch):
         plan.launch(w, packed)
         packed_product(m)(x, packed, bias, out, None)
         np.testing.assert_array_equal(out, x @ w.T + bias)
-    best_cut.cache_clear()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -193,3 +217,30 @@ def test_cuts_share_the_work():
         assert cut.row_blocks * cut.column_blocks <= threads
         assert cut.tile.vectors <= vectors
         assert cut.wide * cut.tile.vectors + (cut.panels - cut.wide) * cut.last == vectors
+
+
+@pytest.mark.parametrize(
+    ("spatial", "stride", "mode", "multiplier"),
+    [
+        pytest.param((15, 17), 1, "zeros", 1, id="plane"),
+        pytest.param((15, 17), 2, "reflect", 1, id="copied-border"),
+        pytest.param((5, 9, 8), 1, "zeros", 1, id="volume"),
+        pytest.param((90,), 1, "zeros", 2, id="line-multiplied"),
+    ],
+)
+def test_strips(spatial, stride, mode, multiplier, monkeypatch):
+    """A separable convolution strip by strip is the one of whole images, with several strips for an item."""
+    monkeypatch.setattr(strips, "LEAST_BYTES", 0)
+    monkeypatch.setattr(strips, "STRIP_BYTES", 4000)
+    strips.strips.cache_clear()
+    rng, rank, channels = np.random.default_rng(7), len(spatial), 6
+    g = conv_geometry(spatial, (3,) * rank, (stride,) * rank, (1,) * rank, ((1, 1),) * rank, mode)
+    x, depthwise_weight = integers(rng, (3, *spatial, channels)), integers(rng, (channels * multiplier, 1, *g.kernel))
+    weight, bias = integers(rng, (7, channels * multiplier)), integers(rng, 7)
+    expected, found = nothing((3, *g.out, 7)), nothing((3, *g.out, 7))
+    operands = x, depthwise_weight, integers(rng, channels * multiplier), weight, bias
+    separable.separable_fwd(*operands, found, g, "channels_last", RELU6, None)
+    separable_reference.separable_fwd(*operands, expected, g, "channels_last", RELU6, None)
+    assert strips.strips.cache_info().currsize == 1
+    strips.strips.cache_clear()
+    np.testing.assert_array_equal(found, expected)

@@ -6,15 +6,17 @@ What few specs can show runs by default; `-m sweep` calls everything at every ex
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels.children import run
-from kernels.situations import BY_NAME, CORE, DTYPES, LANES, MORE, SWEPT, Situation, bounded, mismatch
-from strategies import Case, cases, op, same_bits, transposed
+from kernels.situations import BY_NAME, CORE, DTYPES, LANES, MORE, SWEPT, Situation, bounded, frozen_network, mismatch
+from strategies import LAYOUTS, Case, cases, op, same_bits, transposed
 
+from npdwconv import use_backend
 from npdwconv.activations import ACTIVATIONS
 
 PIECEWISE = ("relu", "relu6")
@@ -72,6 +74,33 @@ def test_activations(s: Situation, layout: str, activation: str):
 @each(CORE)
 def test_floats(s: Situation, layout: str):
     closely(s, "float32", layout, **dict.fromkeys(s.activations, "silu"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frozen_network(layout: str):
+    results = []
+    for backend in ("numba", "reference"):
+        with use_backend(backend):
+            network, x = frozen_network(layout)
+            results.append(network(x))
+            assert same_bits(network(x), results[-1])
+            assert same_bits(network(x[:1]), results[-1][:1])
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_frozen_network_in_many_threads(layout: str):
+    with use_backend("numba"):
+        network, x = frozen_network(layout)
+        images = [np.roll(x, i, axis=0 if i % 2 else 2) for i in range(8)]
+        wanted = [network(image) for image in images]
+
+    def work(i: int) -> bool:
+        with use_backend("numba"):
+            return all(same_bits(network(images[i]), wanted[i]) for _ in range(20))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
 
 
 # what a result may not depend on

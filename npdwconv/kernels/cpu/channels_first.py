@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 from math import prod
 
-from numba.extending import register_jitable
+from numba.extending import overload
 
 from npdwconv.kernels.cpu import planes as plans
 from npdwconv.kernels.cpu.columns import finish_edge, finish_inner, gather_array, gather_inside, gather_lanes, start
@@ -30,50 +30,76 @@ from npdwconv.layouts import Array
 POINTERS = ("source", "weight", "bias_at", "out", "other")
 
 
-@register_jitable  # type: ignore[misc] - Numba is not typed
-def _any_kernel(task, sums, x, weight, top, left, plain):  # type: ignore[no-untyped-def] - compiled by Numba
-    """Add one plane's taps to a tile, the loops over taps run."""
-    size = task.source_size
-    weight += (task.tap_h * task.kernel_w + task.tap_w) * task.weight_size
+def _add_plane(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # a name for kernels
+    """Add one plane's taps to a tile: what `_choose` chooses, so that only that is compiled."""
+    raise NotImplementedError
+
+
+@overload(_add_plane, inline="always")  # type: ignore[misc]  # Numba is not typed
+def _choose(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # called by Numba
+    if task.spec.unrolled:
+        return _unrolled
+    return _sliding if task.spec.sliding else _single
+
+
+def _unrolled(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # compiled by Numba
+    """A kernel that is compiled in."""
+    if inside:
+        return gather_inside(task, sums, x, weight, top, left)
+    if array:
+        return gather_array(task, sums, x, weight, top, left)
+    return gather_lanes(task, sums, x, weight, top, left)
+
+
+def _sliding(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # compiled by Numba
+    """Any kernel whose output rows are one row of taps apart: for each column of taps input rows pass."""
+    plain = array or (inside and not task.merges)
+    low = -(top // task.gap)
+    high = (task.height - 1 - top) // task.gap + 1
+    pitch = task.row_pitch * task.source_size
+    down = task.tap_pitch * task.weight_size
+    w = weight + (task.tap_h * task.kernel_w + task.tap_w) * task.weight_size
     for s in range(task.taps_w):
-        here = x + s * task.dilation_w * size
-        w = weight + s * task.tap_step_w * task.weight_size
         column = left + s * task.dilation_w
-        if task.sliding:
-            low = -(top // task.gap)
-            high = (task.height - 1 - top) // task.gap + 1
-            pitch = task.row_pitch * size
-            down = task.tap_pitch * task.weight_size
-            past = here + task.taps_h * pitch
-            end = w + task.taps_h * down
-            first = max(task.rows - 1, low)
-            last = min(task.taps_h, high)
+        if low < task.rows - 1:
             if plain:
-                if low < task.rows - 1:
-                    sums = before_plain(task, sums, here, w, low, high, column)
-                for i in range(first, last):
-                    sums = steady_plain(task, sums, here + i * pitch, w + i * down, column)
-                if high > task.taps_h:
-                    sums = after_plain(task, sums, past, end, low - task.taps_h, high - task.taps_h, column)
+                sums = before_plain(task, sums, x, w, low, high, column)
             else:
-                if low < task.rows - 1:
-                    sums = before_lanes(task, sums, here, w, low, high, column)
-                for i in range(first, last):
-                    sums = steady_lanes(task, sums, here + i * pitch, w + i * down, column)
-                if high > task.taps_h:
-                    sums = after_lanes(task, sums, past, end, low - task.taps_h, high - task.taps_h, column)
-        else:
-            for r in range(task.taps_h):
-                at = here + r * task.row_pitch * size
-                wr = w + r * task.tap_pitch * task.weight_size
-                if plain:
-                    sums = single_plain(task, sums, at, wr, top + r * task.dilation_h, column)
-                else:
-                    sums = single_lanes(task, sums, at, wr, top + r * task.dilation_h, column)
+                sums = before_lanes(task, sums, x, w, low, high, column)
+        for i in range(max(task.rows - 1, low), min(task.taps_h, high)):
+            if plain:
+                sums = steady_plain(task, sums, x + i * pitch, w + i * down, column)
+            else:
+                sums = steady_lanes(task, sums, x + i * pitch, w + i * down, column)
+        if high > task.taps_h:
+            past, end = x + task.taps_h * pitch, w + task.taps_h * down
+            if plain:
+                sums = after_plain(task, sums, past, end, low - task.taps_h, high - task.taps_h, column)
+            else:
+                sums = after_lanes(task, sums, past, end, low - task.taps_h, high - task.taps_h, column)
+        x += task.dilation_w * task.source_size
+        w += task.tap_step_w * task.weight_size
     return sums
 
 
-def _planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _single(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # compiled by Numba
+    """Any kernel, tap by tap."""
+    plain = array or (inside and not task.merges)
+    weight += (task.tap_h * task.kernel_w + task.tap_w) * task.weight_size
+    for s in range(task.taps_w):
+        row = x + s * task.dilation_w * task.source_size
+        w = weight + s * task.tap_step_w * task.weight_size
+        for r in range(task.taps_h):
+            if plain:
+                sums = single_plain(task, sums, row, w, top + r * task.dilation_h, left + s * task.dilation_w)
+            else:
+                sums = single_lanes(task, sums, row, w, top + r * task.dilation_h, left + s * task.dilation_w)
+            row += task.row_pitch * task.source_size
+            w += task.tap_pitch * task.weight_size
+    return sums
+
+
+def _planes(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     """A run of units, tile by tile."""
     unit = item * task.group
     last = min(unit + task.group, task.units)
@@ -90,44 +116,36 @@ def _planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
         t0 = max(0, (task.dilation_d - 1 - front) // task.dilation_d)
         t1 = min(task.taps_d, (task.depth - 1 - front) // task.dilation_d + 1)
         first_plane = plane * task.folds // task.spread * task.depth
-        p1 = min((block + 1) * task.block_rows, task.out_h)
-        for gap in range(task.gap):
-            for p in range(block * task.block_rows + gap, p1, task.rows * task.gap):
-                top = p * task.row_step - task.low_h
-                for q in range(0, task.out_w, task.tile_columns):
-                    left = q * task.column_step - task.low_w
-                    inside = task.wide and left >= 0 and left + task.reach <= task.width
-                    inside = inside and q + task.tile_columns <= task.full_w
-                    at = first_plane + front + t0 * task.dilation_d
-                    begin = (at * task.height + max(top, 0)) * task.width + left
-                    at = first_plane + front + (task.folds - 1) * task.depth + (t1 - 1) * task.dilation_d
-                    bottom = min(top + task.tile_height, task.height) - 1
-                    end = (at * task.height + bottom) * task.width + left + task.reach
-                    array = task.merges and begin >= 0 and end <= task.source_end
-                    sums = start(task, bias)
-                    for m in range(task.folds):
-                        for t in range(t0, t1):
-                            at = first_plane + m * task.depth + front + t * task.dilation_d
-                            x = task.source + ((at * task.height + top) * task.width + left) * task.source_size
-                            tap = m * task.kernel + (task.tap_d + t * task.tap_step_d) * task.kernel_plane
-                            w = weight + tap * task.weight_size
-                            if not task.unrolled:
-                                sums = _any_kernel(task, sums, x, w, top, left, array or inside and not task.merges)
-                            elif inside:
-                                sums = gather_inside(task, sums, x, w, top, left)
-                            elif array:
-                                sums = gather_array(task, sums, x, w, top, left)
-                            else:
-                                sums = gather_lanes(task, sums, x, w, top, left)
-                    here = place + p * task.row_kinds * task.out_pitch + q * task.column_kinds * task.out_step
-                    o = task.out + here * task.out_size
-                    y = task.other + here * task.other_size
-                    rows = (p1 - p + task.gap - 1) // task.gap * task.row_kinds
-                    rows = min(rows, task.out_rows - p * task.row_kinds)
-                    if inside:
-                        finish_inner(task, sums, o, y, rows, 0)
-                    else:
-                        finish_edge(task, sums, o, y, rows, task.out_columns - q * task.column_kinds)
+        first = 0 if task.blocks == 1 else block * task.block_tiles
+        for tile in range(first, min(first + task.block_tiles, task.tiles)):
+            p = tile // task.gap * task.gap * task.rows + tile % task.gap
+            top = p * task.row_step - task.low_h
+            for q in range(0, task.out_w, task.tile_columns):
+                left = q * task.column_step - task.low_w
+                inside = task.wide and left >= 0 and left + task.reach <= task.width
+                inside = inside and q + task.tile_columns <= task.full_w
+                at = first_plane + front + t0 * task.dilation_d
+                begin = (at * task.height + max(top, 0)) * task.width + left
+                at = first_plane + front + (task.folds - 1) * task.depth + (t1 - 1) * task.dilation_d
+                bottom = min(top + task.tile_height, task.height) - 1
+                end = (at * task.height + bottom) * task.width + left + task.reach
+                array = task.merges and begin >= 0 and end <= task.source_end
+                sums = start(task, bias)
+                for m in range(task.folds):
+                    for t in range(t0, t1):
+                        at = first_plane + m * task.depth + front + t * task.dilation_d
+                        x = task.source + ((at * task.height + top) * task.width + left) * task.source_size
+                        tap = m * task.kernel + (task.tap_d + t * task.tap_step_d) * task.kernel_plane
+                        w = weight + tap * task.weight_size
+                        sums = _add_plane(task, sums, x, w, top, left, inside, array)
+                here = place + p * task.row_kinds * task.out_pitch + q * task.column_kinds * task.out_step
+                o = task.out + here * task.out_size
+                y = task.other + here * task.other_size
+                rows = (task.out_rows - p * task.row_kinds + task.gap - 1) // task.gap
+                if inside:
+                    finish_inner(task, sums, o, y, rows, 0)
+                else:
+                    finish_edge(task, sums, o, y, rows, task.out_columns - q * task.column_kinds)
         unit += 1
         block += 1
         if block == task.blocks:

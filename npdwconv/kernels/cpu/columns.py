@@ -9,7 +9,7 @@ sums alike: padding reads nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -286,10 +286,11 @@ def _gather(reads: str) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, x_, weight_, top_, left_ = arguments
-            if not spec.unrolled:
-                return sums_
             v = tile.vectors_of(builder)
-            height, width = field_or_fixed(builder, spec, task_, "height"), field_or_fixed(builder, spec, task_, "width")
+            height, width = (
+                field_or_fixed(builder, spec, task_, "height"),
+                field_or_fixed(builder, spec, task_, "width"),
+            )
             columns = Columns(v, tile, left_, width, reads)
             pitch = v.index(width, columns.size)
             weights = Weights(v, spec, weight_)
@@ -366,7 +367,9 @@ def _finish(*, edge: bool) -> Any:
                 with builder.if_then(builder.icmp_signed("<", int64(row), rows_), likely=True):
                     for vector in range(tile.vectors):
                         first = tile.place(row // kinds, row % kinds, vector, 0)
-                        parts = [_total(tile, builder, sums_, first + phase) for phase in range(len(tile.column_phases))]
+                        parts = [
+                            _total(tile, builder, sums_, first + phase) for phase in range(len(tile.column_phases))
+                        ]
                         store.write(parts, out_, other_, row, vector)
             return context.get_dummy_value()
 

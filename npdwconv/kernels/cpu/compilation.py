@@ -30,8 +30,8 @@ OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """``function`` for kernels to call."""
-    return njit(**OPTIONS)(function)
+    """``function`` for kernels to call, and for nobody else."""
+    return njit(**OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True})(function)
 
 
 class Kernel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -15,9 +16,9 @@ class Tile(NamedTuple):
     vectors: int
 
 
-# By the number of registers: the sums, a line of the panel and a spread element must fit. Measured: 12×2 and 7×4 are slow.
+# By the number of registers, which must hold the sums, a line of the panel and an element. Measured: 12×2 is slow.
 TILES = {
-    32: (Tile(14, 7, 1), Tile(8, 8, 2), Tile(14, 7, 2), Tile(7, 7, 3), Tile(8, 8, 3), Tile(6, 6, 4)),
+    32: (Tile(14, 7, 1), Tile(14, 7, 2), Tile(8, 8, 2), Tile(7, 7, 3), Tile(8, 8, 3), Tile(6, 6, 4)),
     16: (Tile(8, 8, 1), Tile(6, 6, 2), Tile(4, 4, 3)),
 }
 
@@ -51,7 +52,7 @@ def panels(vectors: int, width: int) -> tuple[int, int, int]:
 def best_cut(
     images: int, height: int, vectors: int, depth: int, registers: int, threads: int, split_images: str
 ) -> Cut:
-    """The cheapest cut. ``split_images`` says whether a block of images is one of "rows", of "columns", or of neither."""
+    """The cheapest cut; ``split_images`` says whether blocks of "rows" or of "columns" share the images out."""
     tiles = (tile for tile in TILES[registers] if tile.vectors <= vectors)
     cuts = (
         _cut(tile, images, height, vectors, depth, row_blocks, threads // row_blocks, split_images)
@@ -87,9 +88,7 @@ def _most(wide: int, others: int, width: int, last: int, blocks: int) -> tuple[f
     """The wide and other panels of the block that has most vectors."""
     total = wide + others
     edges = [total * block // blocks for block in range(blocks + 1)]
-    shares = [
-        (max(min(end, wide) - start, 0), end - max(start, wide)) for start, end in zip(edges, edges[1:], strict=False)
-    ]
+    shares = [(max(min(end, wide) - start, 0), end - max(start, wide)) for start, end in pairwise(edges)]
     return max(((a, max(b, 0)) for a, b in shares), key=lambda share: share[0] * width + share[1] * last)
 
 
@@ -103,7 +102,7 @@ def _column(tile: Tile, vectors: int, rows: int, depth: int) -> float:
 
 
 def _step(rows: int, vectors: int, depth: int) -> float:
-    """Cycles for one step of the depth of a tile: two products or two loads a cycle, four until a sum is ready again."""
+    """Cycles for one step of a tile's depth: two products or two loads a cycle, four until a sum is ready again."""
     sums = rows * vectors
     slow = 1.04 if vectors > 3 else 1.0
     return slow * max(sums / 2, (rows + vectors) / 2, 4.0) + (24 + sums + 6 * rows) / max(depth, 1)

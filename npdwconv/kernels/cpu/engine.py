@@ -24,7 +24,8 @@ class Launch:
 
     ``pointers`` names the arrays in the order in which a call passes them (None for one that is absent); ``numbers``
     are the other fields of the task, ``fixed`` what is compiled in. ``work`` is the launch's number of multiply-adds,
-    by which it is decided whether several threads are worth their waking.
+    by which it is decided whether several threads are worth their waking. `entry` is the address of its code, `numbers`
+    what follows the addresses in the kernel's block.
     """
 
     def __init__(
@@ -40,20 +41,20 @@ class Launch:
         self.spec = Spec((*pointers, *numbers), tuple(fixed.items()))
         self.items, self.work = items, work
         self._addresses = struct.Struct(f"{len(pointers)}q").pack
-        self._numbers = struct.pack(f"{len(numbers)}q", *numbers.values())
-        self._entry = kernel.entry(self.spec) if items else 0
+        self.numbers = struct.pack(f"{len(numbers)}q", *numbers.values())
+        self.entry = kernel.entry(self.spec) if items else 0
 
     def __call__(self, *arrays: Array | None) -> None:
         """Run over these arrays, which must be as the numbers say: nothing here is checked."""
         if not self.items:
             return
-        block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self._numbers
-        run(self._entry, block, self.items, self._threads())
+        block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self.numbers
+        run(self.entry, block, self.items, self._threads(), self.work)
 
     def bound(self, *arrays: Array | None) -> bytes:
         """This launch over these arrays for `pool.run_all`, as long as they live."""
-        block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self._numbers
-        return sealed(self._entry, block, self.items, self._threads())
+        block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self.numbers
+        return sealed(self.entry, block, self.items, self._threads())
 
     def _threads(self) -> int:
         return 1 if self.work < SMALL else min(self.items, get_num_threads())

@@ -1,9 +1,9 @@
 """Matrix products for the CPU: register tiles, panels, and the kernels that walk over them.
 
 ``out[i, j] = epilogue(Σ_l a[i, l]·b[l, j])``. Lanes are columns j. A *panel* is a few vectors of columns: `b` over all
-of the depth l, packed so that what one step of the depth needs is contiguous. A *tile* is a panel's width by a few rows:
-its sums stay in registers while the depth runs, an element of `a` is spread over a vector and multiplied with each of
-the panel's. `a` is read where it lies, by any two strides, so either operand of a convolution can be `a`.
+of the depth l, packed so that what one step of the depth needs is contiguous. A *tile* is a panel's width by a few
+rows: its sums stay in registers while the depth runs, an element of `a` is spread over a vector and multiplied with
+each of the panel's. `a` is read where it lies, by any two strides, so either operand of a convolution can be `a`.
 
 A sum starts at the bias and runs over the depth in order, whatever the tile: no bit depends on how the work is split.
 """
@@ -18,7 +18,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu import activate
-from npdwconv.kernels.cpu.engine import Kernel, compiled
+from npdwconv.kernels.cpu.engine import compiled
 from npdwconv.kernels.cpu.simd import I32, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 
@@ -160,7 +160,7 @@ class _Tile:
         return carried[1 + len(bases) :]
 
     def finish(self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value) -> None:
-        """The epilogue, and the results written: rows of the tile are rows of ``out``, or columns where it is turned."""
+        """The epilogue, and the results written: the tile's rows are rows of ``out``, or columns where it is turned."""
         spec, v = self.spec, self.v
         if not spec.chain:
             sums = [activate.activate(v, str(spec.activation), z) for z in sums]
@@ -171,9 +171,7 @@ class _Tile:
         else:
             self._write(sums, out, other, left, count, add)
 
-    def _write(
-        self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value
-    ) -> None:
+    def _write(self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value) -> None:
         v, mask = self.v, self.tail(left)
         step = self.number("out_row")
         for row in range(self.rows):
@@ -297,7 +295,7 @@ def _tile(
     return types.none(*arguments), generate
 
 
-def _rows(task, a, panel, bias, out, other, depth, count, wide, left, add):  # type: ignore[no-untyped-def] - compiled by Numba
+def _rows(task, a, panel, bias, out, other, depth, count, wide, left, add):  # type: ignore[no-untyped-def]  # compiled by Numba
     """``count`` rows by one panel."""
     a_step = task.a_row * task.a_size
     bias_step = task.bias_size if task.bias_of_rows else 0
@@ -318,7 +316,7 @@ def _rows(task, a, panel, bias, out, other, depth, count, wide, left, add):  # t
             _tile(task, task.rest, task.last, False, ar, panel, br, outr, otherr, depth, count - r, left, add)
 
 
-def _first_vector(task, p):  # type: ignore[no-untyped-def] - compiled by Numba
+def _first_vector(task, p):  # type: ignore[no-untyped-def]  # compiled by Numba
     """Where a panel begins, in vectors: after ``wide`` panels of ``vectors`` come those of ``last``."""
     return min(p, task.wide) * task.vectors + max(p - task.wide, 0) * task.last
 

@@ -1,4 +1,4 @@
-"""How a correlation over planes runs: passes, tiles, what is compiled in and what is a number. No arrays, no kernels."""
+"""How a correlation over planes runs: passes, tiles, what is compiled in and what is a number. No arrays."""
 
 from __future__ import annotations
 
@@ -217,15 +217,15 @@ class Plan:
 
     @cached_property
     def units(self) -> dict[str, int]:
-        """How the work is divided: units, units in an item, blocks of rows in a plane, rows in a block."""
-        rows = self.tile[0].rows
-        tiles = -(-self.h.first.out // rows)
+        """How the work is divided: tiles down a plane, blocks of them, units (a block of a plane), items (of units)."""
+        down = -(-self.h.first.out // self.gap)
+        tiles = -(-down // self.tile[0].rows) * self.gap
         slices = self.out[0] * self.out[1] * self.depth.out
-        blocks = min(tiles, -(-ITEMS // slices)) if slices < ITEMS and self.gap == 1 else 1
-        block_rows = -(-tiles // blocks) * rows if blocks > 1 else self.h.first.out
-        blocks = -(-self.h.first.out // block_rows)
+        block_tiles = -(-tiles // -(-ITEMS // slices))
+        blocks = -(-tiles // block_tiles)
         units = slices * blocks
-        return {"units": units, "group": -(-units // ITEMS), "blocks": blocks, "block_rows": block_rows}
+        group = -(-units // ITEMS)
+        return {"units": units, "group": group, "tiles": tiles, "blocks": blocks, "block_tiles": block_tiles}
 
     @cached_property
     def items(self) -> int:
@@ -246,7 +246,7 @@ class Plan:
             names |= {"row_step", "kernel_w", "reach", "tile_height"}
             names |= {"taps_h", "taps_w", "dilation_h", "dilation_w", "tap_h", "tap_w", "tap_step_w"}
         if self.tile[0].whole:
-            names |= {"height", "low_h", "out_h", "out_rows", "block_rows"}
+            names |= {"height", "low_h", "out_rows", "tiles", "block_tiles"}
         return {name: numbers[name] for name in names}
 
     def _fixed(self) -> dict[str, Fixed]:
@@ -301,7 +301,6 @@ class Plan:
             "out_pitch": h.out_step * out_w,
             "tile_pitch": h.out_step * out_w * self.gap,
             "tile_columns": shape.vectors * self.lanes,
-            "out_h": h.first.out,
             "out_w": w.first.out,
             "out_rows": h.results,
             "out_columns": w.results,

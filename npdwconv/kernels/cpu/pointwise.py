@@ -162,7 +162,7 @@ def _plan(
     frozen: bool,
     threads: int,
 ) -> Plan:
-    """The product for a weight (rows, columns): in channels_first the cheaper of packing the pixels and turning results."""
+    """The product for a weight (rows, columns): in channels_first pixels or outputs are lanes, whichever is cheaper."""
     batch, depth, spatial = split_shape(layout, x_shape)
     pixels, (rows, columns) = prod(spatial), weight_shape
     outs = columns if transposed else rows
@@ -171,9 +171,7 @@ def _plan(
     rest: dict[str, Any] = {"out_type": out_type, "bias_type": bias_type, "other_type": other_type}
     rest |= {"activation": activation, "chain": chain, "threads": threads}
     if layout == "channels_last" or pixels == 1:
-        flat = Matrices(
-            1, batch * pixels, outs, depth, Strides(depth), weight, Strides(outs), x_type, w_type, **rest
-        )
+        flat = Matrices(1, batch * pixels, outs, depth, Strides(depth), weight, Strides(outs), x_type, w_type, **rest)
         return _weight_packed(flat, frozen)
     source, result = Strides(1, pixels, depth * pixels), Strides(pixels, 1, outs * pixels)
     across = Matrices(batch, pixels, outs, depth, source, weight, result, x_type, w_type, turned=True, **rest)
@@ -224,9 +222,7 @@ def _weight_plan(
         batch, pixels = 1, batch * pixels
     grad, x = (Strides(1, count) if last else Strides(pixels, 1, count * pixels) for count in (rows, columns))
     out, dtype = Strides(columns), accumulator(x_dtype).name
-    plain = Matrices(
-        batch, rows, columns, pixels, grad, x, out, grad_dtype.name, x_dtype.name, dtype, threads=threads
-    )
+    plain = Matrices(batch, rows, columns, pixels, grad, x, out, grad_dtype.name, x_dtype.name, dtype, threads=threads)
     swapped = Matrices(
         batch, columns, rows, pixels, x, grad, out, x_dtype.name, grad_dtype.name, dtype, turned=True, threads=threads
     )

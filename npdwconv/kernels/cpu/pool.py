@@ -37,6 +37,7 @@ BITS = 18  # of a chunk's number in a ticket: launch number, first chunk left, o
 MASK = (1 << BITS) - 1
 PATIENCE = 2000  # times that a helper looks for work before it sleeps, about 100 microseconds
 POLITE = 4000  # times that a launch looks whether helpers are done before it offers its core to others
+WAKING = 2_000_000  # multiply-adds that are worth waking a helper for: 20 microseconds, most of them the caller's
 FAREWELL = 1.0  # seconds that the interpreter's end waits for a helper
 
 # bytes of the shared state; each of the first two has a cache line of its own
@@ -260,16 +261,22 @@ class _Pool:
         self.place = -(-self.state.ctypes.data // 64) * 64  # a cache line's beginning
         self.helpers: list[_Helper] = []
         self.free = threading.Lock()
+        self.work = 0  # since sleeping helpers were last woken
 
-    def gather(self, count: int) -> None:
-        """Have ``count`` threads ready, the caller's among them; fewer where the system gives no more."""
+    def gather(self, count: int, work: int) -> None:
+        """Have ``count`` threads, the caller's among them; fewer where the system gives no more. A little work alone
+        wakes none that sleep, but a series of launches does.
+        """
         with suppress(RuntimeError):  # a thread cannot be started
             for number in range(len(self.helpers) + 1, count):
                 helper = _Helper(number, functions().help, self.place)
                 helper.start()
                 self.helpers.append(helper)
-        for helper in self.helpers[: count - 1]:
-            helper.wake()
+        self.work += work
+        if self.work >= WAKING:
+            self.work = 0
+            for helper in self.helpers[: count - 1]:
+                helper.wake()
 
     def close(self) -> None:
         """At the interpreter's end: launches that still come are serial, and no thread runs in code that goes away."""
@@ -294,12 +301,15 @@ if hasattr(os, "register_at_fork"):
 atexit.register(lambda: _pool.close())
 
 
-def run(entry: int, block: bytes, items: int, count: int) -> None:
-    """Run the kernel at ``entry`` over ``items``, by ``count`` threads where no other launch has them."""
+def run(entry: int, block: bytes, items: int, count: int, work: int = WAKING) -> None:
+    """Run the kernel at ``entry`` over ``items``, by ``count`` threads where no other launch has them.
+
+    ``work`` is its number of multiply-adds.
+    """
     pool = _pool
     if count > 1 and pool.free.acquire(blocking=False):
         try:
-            pool.gather(count)
+            pool.gather(count, work)
             functions().lead(sealed(entry, block, items, count, pool.place), 0)
         finally:
             pool.free.release()
@@ -314,7 +324,7 @@ def run_all(blocks: Sequence[bytes], count: int) -> None:
         try:
             addresses = struct.pack(f"{len(blocks)}q", *map(_address, blocks))
             whole = _header(pool.place, 0, len(blocks), 0, 0, count) + addresses
-            pool.gather(count)
+            pool.gather(count, WAKING)
             functions().lead_all(whole, 0)
         finally:
             pool.free.release()

@@ -14,7 +14,7 @@ from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
 
-def _pack(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _pack(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     """One panel of a matrix, into its place among the panels."""
     vector = first_vector(task, item)
     column = vector * task.lanes
@@ -23,11 +23,12 @@ def _pack(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
     pack_panel(task, source, target, item < task.wide, task.columns - column, task.depth)
 
 
-def _multiply(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _multiply(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     """A block of rows (of all images) by a block of packed panels."""
     row_block, column_block = item // task.column_blocks, item % task.column_blocks
     tiles = (task.height + task.rows - 1) // task.rows
-    tile, end = task.images * tiles * row_block // task.row_blocks, task.images * tiles * (row_block + 1) // task.row_blocks
+    total = task.images * tiles
+    tile, end = total * row_block // task.row_blocks, total * (row_block + 1) // task.row_blocks
     first = task.panels * column_block // task.column_blocks
     last = task.panels * (column_block + 1) // task.column_blocks
     column_step = task.out_row if task.turned else 1
@@ -55,7 +56,7 @@ def _multiply(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
         tile += (count + task.rows - 1) // task.rows
 
 
-def _multiply_packing(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _multiply_packing(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     """A block of rows by a block of panels (of all images), each packed where the item keeps it."""
     row_block, column_block = item // task.column_blocks, item % task.column_blocks
     tiles = (task.height + task.rows - 1) // task.rows
@@ -89,7 +90,7 @@ def _multiply_packing(task, item):  # type: ignore[no-untyped-def] - compiled by
         )
 
 
-def _reduce(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _reduce(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     """A block of rows by a block of columns of a product over long depths, a chunk after another, image after image."""
     row_block, column_block = item // task.column_blocks, item % task.column_blocks
     tiles = (task.height + task.rows - 1) // task.rows
@@ -124,7 +125,7 @@ pack, multiply, multiply_packing, reduce = (
 
 
 class Strides(NamedTuple):
-    """Elements between neighbours along rows (of ``a`` and ``out``) or columns (of ``b``), along the depth, and images."""
+    """Elements between neighbours: rows of ``a`` and ``out`` or columns of ``b``; steps of the depth; images."""
 
     line: int
     step: int = 1
@@ -283,11 +284,12 @@ class Scratched(NamedTuple):
 
 
 def packing_once(m: Matrices) -> Scratched | None:
-    """`packed_product` that packs ``b`` on its way; None where several blocks would pack the same panel."""
+    """`packed_product` that packs ``b`` on its way, or reads it where it lies; None where several blocks would pack it."""
     cut = m.cut("rows")
-    if m.images > 1 or cut.row_blocks > 1:
+    direct = m.b.line == 1 and _stays(m, cut)
+    if m.images > 1 or (cut.row_blocks > 1 and not direct):
         return None
-    return _scratched(m, cut, multiply_packing, m.depth, "columns")
+    return _scratched(m, cut, multiply_packing, m.depth, "columns", direct=direct)
 
 
 def packing_product(m: Matrices) -> Scratched:

@@ -51,12 +51,10 @@ class _Window:
 def _steady(reads: str) -> Any:
     @intrinsic
     def steady(typing: Any, task: Any, sums: Any, x: Any, weight: Any, left: Any) -> Any:
-        """Add the input row at ``x``, which output row 0 counts with the tap at ``weight`` and the next with that before."""
+        """Add the input row at ``x``: output row 0 counts it with the tap at ``weight``, the next with that before."""
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, x_, weight_, left_ = arguments
-            if task.spec.unrolled:
-                return sums_
             window = _Window(builder, task.spec, task_, left_, reads)
             acc = [builder.extract_value(sums_, i) for i in range(window.tile.sums)]
             inputs = window.inputs(x_)
@@ -80,8 +78,6 @@ def _corner(reads: str, *, after: bool) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, x_, weight_, low_, high_, left_ = arguments
-            if task.spec.unrolled:
-                return sums_
             window = _Window(builder, task.spec, task_, left_, reads)
             rows = window.tile.rows
             acc = [builder.extract_value(sums_, i) for i in range(window.tile.sums)]
@@ -108,12 +104,12 @@ def _single(reads: str) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, x_, weight_, top_, left_ = arguments
-            if task.spec.unrolled:
-                return sums_
             window = _Window(builder, spec, task_, left_, reads)
             height = field_or_fixed(builder, spec, task_, "height")
             step = field_or_fixed(builder, spec, task_, "row_step")
-            pitch = builder.mul(window.v.index(field_or_fixed(builder, spec, task_, "width"), window.columns.size), step)
+            pitch = builder.mul(
+                window.v.index(field_or_fixed(builder, spec, task_, "width"), window.columns.size), step
+            )
             weights = window.weights(weight_, 0)
             acc = [builder.extract_value(sums_, i) for i in range(window.tile.sums)]
             for row in range(window.tile.rows):

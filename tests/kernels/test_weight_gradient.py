@@ -1,0 +1,281 @@
+"""The CPU engine's weight and bias gradients against the reference: the same bits on small integers, a bound on floats."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+pytest.importorskip("numba")
+
+from npdwconv import get_num_threads, set_num_threads
+from npdwconv.geometry import conv_geometry
+from npdwconv.kernels.cpu.epilogue import bias_bwd
+from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.weight_gradient import correlate
+from npdwconv.kernels.reference import depthwise, epilogue
+from npdwconv.layouts import shape_of
+
+LANES = machine().lanes(4)
+LAYOUTS = ("channels_last", "channels_first")
+
+
+class Case(NamedTuple):
+    """One correlation; ``channels`` counts lanes and what is added to them: (1, -1) is one less than a vector."""
+
+    size: tuple[int, ...]
+    kernel: tuple[int, ...]
+    stride: int = 1
+    dilation: int = 1
+    padding: tuple[int, int] | None = None  # k // 2 on both sides
+    channels: tuple[int, int] = (1, 1)
+    multiplier: int = 1
+    batch: int = 2
+
+    def geometry(self):
+        pads = [self.padding or (k // 2 * self.dilation,) * 2 for k in self.kernel]
+        rank = len(self.size)
+        return conv_geometry(self.size, self.kernel, (self.stride,) * rank, (self.dilation,) * rank, tuple(pads))
+
+    @property
+    def count(self) -> int:
+        return max(1, self.channels[0] * LANES + self.channels[1])
+
+    def __str__(self) -> str:
+        sizes, kernel = ("x".join(map(str, extent)) for extent in (self.size, self.kernel))
+        lanes, extra = self.channels
+        text = f"n{self.batch}-c{lanes}lanes{extra:+d}-{sizes}-k{kernel}-s{self.stride}-d{self.dilation}"
+        pads = "" if self.padding is None else f"-p{self.padding[0]},{self.padding[1]}"
+        return f"{text}{pads}-m{self.multiplier}"
+
+
+CASES = [
+    # channels around a vector and around a group of vectors; rows and columns around a tile
+    Case((7, 7), (3, 3), channels=(1, -1)),
+    Case((7, 7), (3, 3), channels=(1, 0)),
+    Case((8, 6), (3, 3)),
+    Case((9, 15), (3, 3), channels=(4, 1)),
+    Case((1, 1), (3, 3)),
+    Case((2, 3), (3, 3), padding=(2, 2)),
+    Case((21, 35), (3, 3), padding=(0, 1), batch=3),
+    Case((13, 14), (3, 3), padding=(2, 0)),
+    Case((40, 61), (3, 3), batch=1),
+    Case((15, 16), (3, 3), stride=2),
+    Case((33, 47), (3, 3), stride=2, padding=(0, 1)),
+    Case((8, 9), (5, 5)),
+    Case((14, 15), (7, 7)),
+    Case((7, 4), (7, 7)),
+    Case((6, 23), (2, 9), padding=(1, 1)),
+    # strides and dilations that are not compiled in
+    Case((13, 12), (3, 3), dilation=2),
+    Case((33, 33), (3, 3), dilation=18, batch=1),
+    Case((17, 19), (3, 3), stride=3, dilation=2, padding=(1, 3)),
+    # one and three dimensions, and kernels larger than any tile
+    Case((50,), (4,), padding=(3, 0)),
+    Case((90,), (31,)),
+    Case((300,), (257,), padding=(200, 56), batch=1),
+    Case((4, 5, 9), (3, 3, 3)),
+    Case((5, 4, 8), (3, 3, 3), stride=2, padding=(1, 0)),
+    Case((10, 11), (13, 12), padding=(6, 6)),
+    Case((400, 3), (3, 3), padding=(1, 1), batch=1, channels=(0, 3)),
+    Case((2, 700), (3, 3), batch=1, channels=(0, 3)),
+    # several outputs a channel, on either side
+    Case((9, 8), (3, 3), multiplier=2),
+    Case((9, 8), (3, 3), multiplier=3, channels=(0, 2)),
+    Case((5, 6), (3, 3), multiplier=LANES + 3, channels=(0, 3)),
+]
+
+
+def drawn(shape, dtype="float32", *, whole=True, seed=0):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-3, 4, shape) if whole else rng.standard_normal(shape)
+    return values.astype(dtype)
+
+
+def arrays(case, layout, dtypes=("float32", "float32"), *, transposed=False, whole=True):
+    """z and x; the transposed convolution has its outputs, several a channel, on the side of x."""
+    g, several = case.geometry(), case.count * case.multiplier
+    z_channels, x_channels = (case.count, several) if transposed else (several, case.count)
+    z = drawn(shape_of(layout, case.batch, z_channels, g.out), dtypes[0], whole=whole)
+    x = drawn(shape_of(layout, case.batch, x_channels, g.size), dtypes[1], whole=whole, seed=1)
+    return z, x, g
+
+
+def gradients(case, layout, dtypes=("float32",) * 3, *, transposed=False, whole=True, prepare=None):
+    """The engine's gradient and the reference's."""
+    z, x, g = arrays(case, layout, dtypes[:2], transposed=transposed, whole=whole)
+    if prepare is not None:
+        prepare(z, x)
+    ours, theirs = (np.empty((case.count * case.multiplier, *g.kernel), dtypes[2]) for _ in range(2))
+    correlate(z, x, ours, g, layout)
+    if transposed:
+        depthwise.transpose_bwd_weight(x, z, theirs, g, layout)
+    else:
+        depthwise.depthwise_bwd_weight(z, x, theirs, g, layout)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_small_integers_give_the_same_bits(case, layout):
+    ours, theirs = gradients(case, layout)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", [case for case in CASES if case.multiplier > 1 or case.stride == 3], ids=str)
+def test_transposed(case, layout):
+    ours, theirs = gradients(case, layout, transposed=True)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "dtypes",
+    [("float32", "float32", "float32"), ("float64",) * 3, ("float32", "float16", "float16"), ("float32", "bfloat16", "bfloat16")],
+    ids=lambda dtypes: "-".join(dtypes),
+)
+def test_floats_are_within_the_bound(dtypes, layout):
+    """Each product and each addition rounds once: |error| ≤ terms · ε · Σ|z·x|, and the result is rounded once more."""
+    if "bfloat16" in dtypes:
+        pytest.importorskip("ml_dtypes")
+    case = Case((21, 35), (3, 3), channels=(2, 1))
+    z, x, g = arrays(case, layout, dtypes[:2], whole=False)
+    ours = np.empty((case.count, *g.kernel), dtypes[2])
+    correlate(z, x, ours, g, layout)
+    exact, size = np.empty(ours.shape), np.empty(ours.shape)
+    z, x = z.astype("float64"), x.astype("float64")
+    depthwise.depthwise_bwd_weight(z, x, exact, g, layout)
+    depthwise.depthwise_bwd_weight(abs(z), abs(x), size, g, layout)
+    terms = case.batch * np.prod(g.out)
+    epsilon = np.finfo("float64" if dtypes[2] == "float64" else "float32").eps
+    rounding = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(dtypes[2], epsilon)
+    assert (abs(ours.astype("float64") - exact) <= terms * epsilon * size + rounding * abs(exact)).all()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", [("float64",) * 3, ("float32", "float16", "float32")], ids=lambda dtypes: "-".join(dtypes))
+def test_dtypes_on_small_integers(dtypes, layout):
+    for case in (Case((7, 7), (3, 3), channels=(1, 1)), Case((9, 8), (3, 3), channels=(0, 1))):
+        ours, theirs = gradients(case, layout, dtypes)
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", [Case((9, 15), (3, 3), batch=3), Case((40, 61), (3, 3)), Case((14, 15), (7, 7))], ids=str)
+def test_bits_do_not_depend_on_threads(case, layout):
+    z, x, g = arrays(case, layout, whole=False)
+    results, before = [], get_num_threads()
+    try:
+        for threads in (1, 2, 7, 1):
+            set_num_threads(threads)
+            weight, bias = np.empty((case.count, *g.kernel), "float32"), np.empty(case.count, "float32")
+            correlate(z, x, weight, g, layout)
+            bias_bwd(z, bias, layout)
+            results.append((weight.tobytes(), bias.tobytes()))
+    finally:
+        set_num_threads(before)
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "case",
+    [Case((7, 9), (3, 3)), Case((7, 9), (5, 5)), Case((13, 12), (3, 3), dilation=2), Case((15, 16), (3, 3), stride=2)],
+    ids=str,
+)
+def test_padding_reads_nothing(case, layout):
+    """NaN and infinities in the corners of z and x reach the taps that read them, and no other."""
+
+    def prepare(z, x):
+        view = z if layout == "channels_first" else np.moveaxis(z, -1, 1)
+        view[0, 0, 0, 0], view[0, 1, -1, -1], view[-1, 2, 0, -1], view[-1, 3, -1, 0] = np.nan, np.inf, -np.inf, np.nan
+        other = x if layout == "channels_first" else np.moveaxis(x, -1, 1)
+        other[0, 3, 0, 0], other[-1, 4, -1, -1] = np.nan, np.inf
+
+    ours, theirs = gradients(case, layout, prepare=prepare)
+    assert np.isnan(theirs).any()
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_nothing_to_sum_is_zero(layout):
+    for case in (Case((0, 5), (3, 3), padding=(2, 2)), Case((7, 7), (3, 3), batch=0)):
+        ours, _ = gradients(case, layout)
+        np.testing.assert_array_equal(ours, 0)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_strides(layout):
+    z, x, g = arrays(Case((7, 7), (3, 3)), layout)
+    plain, odd = np.empty((LANES + 1, 3, 3), "float32"), np.empty((3, 3, LANES + 1), "float32").T
+    correlate(z, x, plain, g, layout)
+    correlate(np.repeat(z, 2, axis=0)[::2], np.asfortranarray(x), odd, g, layout)
+    np.testing.assert_array_equal(plain, odd)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("float64", "float64"), ("float32", "float16")], ids="-".join)
+@pytest.mark.parametrize("channels", [1, LANES - 1, LANES, LANES + 1, 5 * LANES + 3])
+@pytest.mark.parametrize("size", [(3, 1), (1, 8 * LANES + 1), (2, 57 * 57)])
+def test_bias(size, channels, dtypes, layout):
+    z = drawn(shape_of(layout, *(size[0], channels), (size[1],)), dtypes[0])
+    ours, theirs = (np.empty(channels, dtypes[1]) for _ in range(2))
+    bias_bwd(z, ours, layout)
+    epilogue.bias_bwd(z, theirs, layout)
+    np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_bias_of_nothing_is_zero(layout):
+    bias = np.empty(3, "float32")
+    bias_bwd(np.empty(shape_of(layout, 0, 3, (4, 4)), "float32"), bias, layout)
+    np.testing.assert_array_equal(bias, 0)
+
+
+GUARDED = """
+import ctypes, mmap, sys
+import numpy as np
+from npdwconv.geometry import conv_geometry
+from npdwconv.kernels.cpu.epilogue import bias_bwd
+from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.weight_gradient import correlate
+from npdwconv.layouts import shape_of
+
+kept = []
+
+def guarded(shape, at_end):
+    size = int(np.prod(shape)) * 4
+    pages = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    space = mmap.mmap(-1, pages + 2 * mmap.PAGESIZE)
+    kept.append(space)
+    whole = np.frombuffer(space, np.uint8)
+    for start in (0, mmap.PAGESIZE + pages):
+        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(whole.ctypes.data + start), mmap.PAGESIZE, 0):
+            sys.exit("mprotect failed")
+    first = mmap.PAGESIZE + (pages - size if at_end else 0)
+    return whole[first : first + size].view(np.float32).reshape(shape)
+
+lanes = machine().lanes(4)
+for layout in ("channels_last", "channels_first"):
+    for size, kernel, stride in (((7, 7), 3, 1), ((9, 15), 3, 1), ((2, 3), 3, 1), ((15, 16), 3, 2), ((8, 9), 5, 1)):
+        g = conv_geometry(size, (kernel,) * 2, (stride,) * 2, (1, 1), ((kernel // 2,) * 2,) * 2)
+        for channels in (lanes - 1, lanes, lanes + 1):
+            for at_end in (False, True):
+                z, x = (guarded(shape_of(layout, 2, channels, extent), at_end) for extent in (g.out, g.size))
+                weight, bias = guarded((channels, kernel, kernel), at_end), guarded((channels,), at_end)
+                z[...], x[...] = 1, 1
+                correlate(z, x, weight, g, layout)
+                bias_bwd(z, bias, layout)
+                assert bias[0] == 2 * g.out[0] * g.out[1] and weight.min() > 0
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POSIX")
+def test_no_byte_outside_the_arrays_is_touched():
+    """Every array lies between protected pages, flush with one of them: a stray byte ends the process."""
+    ended = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
