@@ -257,8 +257,8 @@ def _strides(name: str, shape: tuple[int, ...]) -> dict[str, int]:
 
 
 def tile_pixels(width: int) -> int:
-    """Pixels in a tile: at most 8, as few wasted as possible at the end of a row, and rather more than fewer."""
-    return min(range(8, 4, -1), key=lambda pixels: (-width % pixels) / max(width, 1)) if width > 4 else max(width, 1)
+    """Pixels in a tile: 7 or 8, as few wasted as possible at the end of a row, or 4; few widths, for each is compiled."""
+    return 4 if width <= 4 else min((8, 7), key=lambda pixels: -width % pixels)
 
 
 def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, lanes: int) -> tuple[int, int, int]:

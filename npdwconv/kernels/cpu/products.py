@@ -261,7 +261,8 @@ def packing(m: Matrices) -> Packing:
 
 POINTERS = ("a", "packed", "bias", "out", "other")
 L1_BYTES, L2_BYTES, PAGE = 48 * 1024, 1_000_000, 4096  # caches of a core; lines a page apart share a set of the first
-FEW = 48  # rows up to which a panel is not used often enough to be worth packing
+FEW = 50  # rows up to which a panel is not used often enough to be worth packing
+SPREAD = 8  # sets of a cache over which lines must be spread to be read more than once
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
@@ -284,9 +285,9 @@ class Scratched(NamedTuple):
 
 
 def packing_once(m: Matrices) -> Scratched | None:
-    """`packed_product` that packs ``b`` on its way, or reads it where it lies; None where several blocks would pack it."""
+    """`packed_product` that packs ``b`` on its way or reads it where it lies; None where several blocks would pack it."""
     cut = m.cut("rows")
-    direct = m.b.line == 1 and _stays(m, cut)
+    direct = m.b.line == 1 and (_stays(m, cut) or (m.height <= FEW and _sets(m) >= SPREAD))
     if m.images > 1 or (cut.row_blocks > 1 and not direct):
         return None
     return _scratched(m, cut, multiply_packing, m.depth, "columns", direct=direct)
@@ -301,10 +302,13 @@ def packing_product(m: Matrices) -> Scratched:
 
 def _stays(m: Matrices, cut: Cut) -> bool:
     """Whether a panel read where it lies, a line of it ``b.step`` elements from the next, stays in the first cache."""
-    size = STORED[m.b_type][1]
-    sets = PAGE // gcd(m.b.step * size, PAGE)
-    ways = L1_BYTES // PAGE
-    return m.depth <= sets * ways and m.depth * cut.tile.vectors * m.lanes * size <= L1_BYTES
+    size, ways = STORED[m.b_type][1], L1_BYTES // PAGE
+    return m.depth <= _sets(m) * ways and m.depth * cut.tile.vectors * m.lanes * size <= L1_BYTES
+
+
+def _sets(m: Matrices) -> int:
+    """Over how many sets of the first cache the lines of a panel are spread."""
+    return PAGE // gcd(m.b.step * STORED[m.b_type][1], PAGE)
 
 
 def reduction(m: Matrices) -> Scratched:

@@ -1,0 +1,162 @@
+"""Frozen sequences run whole by the numba backend: the same values as layer by layer on the reference."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+import npdwconv
+from npdwconv import dispatch
+from npdwconv.layers import (
+    Activation,
+    DepthwiseConv2d,
+    GlobalAveragePool,
+    PointwiseConv,
+    Residual,
+    Sequential,
+    StandardConv2d,
+)
+
+LAYOUTS = ("channels_first", "channels_last")
+
+
+def network(layout, dtype=np.float32, *, ending=True):
+    options = {"layout": layout, "dtype": dtype}
+    layers = [
+        StandardConv2d(3, 20, 3, stride=2, padding="same", activation="relu6", **options),
+        Sequential(
+            PointwiseConv(20, 37, activation="relu6", **options),
+            DepthwiseConv2d(37, 3, stride=2, padding=1, activation="relu6", **options),
+            PointwiseConv(37, 24, **options),
+        ),
+        Residual(
+            Sequential(
+                PointwiseConv(24, 48, activation="relu6", **options),
+                DepthwiseConv2d(48, 5, padding=2, bias=False, activation="hardswish", **options),
+                PointwiseConv(48, 24, **options),
+            )
+        ),
+    ]
+    if ending:
+        layers += [GlobalAveragePool(layout=layout), PointwiseConv(24, 10, spatial_rank=0, **options)]
+    return Sequential(*layers)
+
+
+def photographs(layout, batch=1, size=(31, 40), dtype=np.float32, seed=0):
+    x = np.random.default_rng(seed).standard_normal((batch, *size, 3)).astype(dtype)
+    return x if layout == "channels_last" else np.ascontiguousarray(np.moveaxis(x, -1, 1))
+
+
+@pytest.fixture(autouse=True)
+def _numba(monkeypatch):
+    if dispatch.unusable("numba"):
+        pytest.skip("the numba backend cannot be used here")
+    monkeypatch.setenv("NPDWCONV_BACKEND", "numba")
+
+
+def by_reference(model, x):
+    """Layer by layer, for a frozen model, too: the reference runs no network whole."""
+    with npdwconv.use_backend("reference"):
+        return model(x)
+
+
+def was_whole(model):
+    return model._network._network is not None
+
+
+@pytest.mark.parametrize("ending", [True, False])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_values(layout, ending):
+    model = network(layout, ending=ending).freeze()
+    for batch, size in ((1, (31, 40)), (2, (31, 40)), (1, (16, 9))):
+        x = photographs(layout, batch, size)
+        np.testing.assert_allclose(model(x), by_reference(model, x), rtol=0, atol=2e-6)
+    assert was_whole(model)
+
+
+def test_float64():
+    model, x = network("channels_last", np.float64).freeze(), photographs("channels_last", dtype=np.float64)
+    np.testing.assert_allclose(model(x), by_reference(model, x), rtol=0, atol=1e-14)
+    assert was_whole(model)
+
+
+def test_an_image_alone_and_in_a_batch_has_the_same_bits():
+    model, x = network("channels_last").freeze(), photographs("channels_last", 3)
+    assert np.array_equal(model(x)[1:2], model(x[1:2]))
+
+
+def test_bits_do_not_depend_on_threads():
+    model, x = network("channels_last").freeze(), photographs("channels_last", 2, (64, 64))
+    before = npdwconv.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 7):
+            npdwconv.set_num_threads(count)
+            results.append(model(x))
+    finally:
+        npdwconv.set_num_threads(before)
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
+def test_threads_at_once():
+    model = network("channels_last").freeze()
+    inputs = [photographs("channels_last", seed=seed) for seed in range(6)]
+    wanted = [model(x) for x in inputs]
+    found = [[] for _ in inputs]
+
+    def call(place):
+        for _ in range(20):
+            found[place].append(model(inputs[place]))
+
+    threads = [threading.Thread(target=call, args=(place,)) for place in range(len(inputs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for want, each in zip(wanted, found, strict=True):
+        assert len(each) == 20
+        assert all(np.array_equal(want, result) for result in each)
+
+
+def test_results_are_not_shared_between_calls():
+    model = network("channels_last", ending=False).freeze()
+    first = model(photographs("channels_last"))
+    kept = first.copy()
+    model(photographs("channels_last", seed=1))
+    assert np.array_equal(first, kept)
+
+
+def test_weights_of_the_time_of_freezing_count():
+    model, x = network("channels_last").freeze(), photographs("channels_last")
+    before = model(x)
+    model.unfreeze()
+    model.params["0.bias"][...] += 1
+    after = model.freeze()(x)
+    assert not np.array_equal(before, after)
+    np.testing.assert_allclose(after, by_reference(model, x), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("last", [Activation("relu"), DepthwiseConv2d(24, 3, padding=1, padding_mode="reflect")])
+def test_what_is_no_step_is_run_layer_by_layer(last):
+    model = Sequential(network("channels_first", ending=False), last).freeze()
+    x = photographs("channels_first")
+    np.testing.assert_allclose(model(x), by_reference(model, x), rtol=0, atol=2e-6)
+    assert not was_whole(model)
+
+
+def test_a_weight_that_is_not_finite_meets_no_padding():
+    model = network("channels_last", ending=False)
+    model.params["0.weight"][0, 0, 0, 0] = np.inf
+    model.freeze()
+    x = photographs("channels_last")
+    model(x)
+    assert not was_whole(model)
+
+
+def test_wrong_channels_are_refused():
+    model = network("channels_last").freeze()
+    with pytest.raises(npdwconv.ShapeError, match="needed 3"):
+        model(np.zeros((1, 8, 8, 4), np.float32))
