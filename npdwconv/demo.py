@@ -71,7 +71,7 @@ class StageCost:
 class Demo:
     """What the demo found: the classes, the picture's path, the stages, and the seconds each part took.
 
-    ``network_seconds`` has the whole network's time at batch 1 with its weights frozen, in seconds: ours ("npdwconv") and that of
+    ``network_seconds`` has the whole network's time at batch 1 with its weights frozen: ours ("npdwconv") and that of
     each framework installed, measured in turns; empty where it was not asked for.
     """
 

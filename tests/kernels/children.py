@@ -30,7 +30,7 @@ def start(code: str, *, root: Path = PACKAGE.parent, **variables: Any) -> subpro
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
+def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
     """What the process printed; it must end well, in time, and say nothing else."""
     with process:
         try:
@@ -42,6 +42,6 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
     return out.strip()
 
 
-def run(code: str, *, seconds: float = 120, **options: Any) -> str:
+def run(code: str, *, seconds: float = 300, **options: Any) -> str:
     """What a process that runs ``code`` prints."""
     return finish(start(code, **options), seconds)

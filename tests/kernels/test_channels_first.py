@@ -226,11 +226,25 @@ def test_same_bits_for_any_batch_and_threads(size, kernel, stride):
         npdwconv.set_num_threads(before)
 
 
+@pytest.mark.sweep
 @pytest.mark.skipif(LANES_VARIABLE in os.environ, reason="is itself the run with narrower lanes")
 @pytest.mark.parametrize("lanes", [8, 4])
 def test_narrower_lanes(lanes):
     chosen = "around_the_tile and 9 or square or dtypes or padding_reads or (any_kernel and kernel3) or neighbours"
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__, "-k", chosen]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-m",
+        "not sweep",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        chosen,
+    ]
     environment = {**os.environ, LANES_VARIABLE: str(lanes)}
     root = Path(__file__).parents[2]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)

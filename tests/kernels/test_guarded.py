@@ -20,7 +20,7 @@ GUARDED = """
 EACH_LANES = [lanes for lanes in (16, 8, 4) if lanes <= LANES]
 
 
-def stays_inside(which: str, kinds: str, lanes: int, seconds: float = 120) -> None:
+def stays_inside(which: str, kinds: str, lanes: int, seconds: float = 600) -> None:
     printed = finish(start(GUARDED.format(which=which, kinds=kinds), NPDWCONV_LANES=lanes), seconds)
     assert printed.endswith("done")
 

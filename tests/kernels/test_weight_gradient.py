@@ -1,4 +1,4 @@
-"""The CPU engine's weight and bias gradients against the reference: the same bits on small integers, a bound on floats."""
+"""The CPU engine's weight and bias gradients: the reference's bits on small integers, within a bound on floats."""
 
 from __future__ import annotations
 
@@ -68,7 +68,6 @@ CASES = [
     Case((8, 9), (5, 5)),
     Case((14, 15), (7, 7)),
     Case((7, 4), (7, 7)),
-    Case((6, 23), (2, 9), padding=(1, 1)),
     # strides and dilations that are not compiled in
     Case((13, 12), (3, 3), dilation=2),
     Case((33, 33), (3, 3), dilation=18, batch=1),
@@ -118,15 +117,18 @@ def gradients(case, layout, dtypes=("float32",) * 3, *, transposed=False, whole=
     return ours, theirs
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+# planes are turned whatever the multiplier: one will do
+PAIRS = [(case, layout) for case in CASES for layout in LAYOUTS if case.multiplier < 3 or layout == "channels_last"]
+TRANSPOSED = [(case, layout) for case, layout in PAIRS if case.multiplier in (2, LANES + 3) or case.stride == 3]
+
+
+@pytest.mark.parametrize(("case", "layout"), PAIRS, ids=str)
 def test_small_integers_give_the_same_bits(case, layout):
     ours, theirs = gradients(case, layout)
     np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", [case for case in CASES if case.multiplier > 1 or case.stride == 3], ids=str)
+@pytest.mark.parametrize(("case", "layout"), TRANSPOSED, ids=str)
 def test_transposed(case, layout):
     ours, theirs = gradients(case, layout, transposed=True)
     np.testing.assert_array_equal(ours, theirs)
@@ -135,8 +137,13 @@ def test_transposed(case, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "dtypes",
-    [("float32", "float32", "float32"), ("float64",) * 3, ("float32", "float16", "float16"), ("float32", "bfloat16", "bfloat16")],
-    ids=lambda dtypes: "-".join(dtypes),
+    [
+        ("float32", "float32", "float32"),
+        ("float64",) * 3,
+        ("float32", "float16", "float16"),
+        ("float32", "bfloat16", "bfloat16"),
+    ],
+    ids="-".join,
 )
 def test_floats_are_within_the_bound(dtypes, layout):
     """Each product and each addition rounds once: |error| ≤ terms · ε · Σ|z·x|, and the result is rounded once more."""
@@ -157,15 +164,16 @@ def test_floats_are_within_the_bound(dtypes, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtypes", [("float64",) * 3, ("float32", "float16", "float32")], ids=lambda dtypes: "-".join(dtypes))
+@pytest.mark.parametrize("dtypes", [("float64",) * 3, ("float32", "float16", "float32")], ids="-".join)
 def test_dtypes_on_small_integers(dtypes, layout):
-    for case in (Case((7, 7), (3, 3), channels=(1, 1)), Case((9, 8), (3, 3), channels=(0, 1))):
-        ours, theirs = gradients(case, layout, dtypes)
-        np.testing.assert_array_equal(ours, theirs)
+    ours, theirs = gradients(Case((7, 7), (3, 3), channels=(1, 1)), layout, dtypes)
+    np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", [Case((9, 15), (3, 3), batch=3), Case((40, 61), (3, 3)), Case((14, 15), (7, 7))], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case((9, 15), (3, 3), batch=3), Case((40, 61), (3, 3)), Case((14, 15), (7, 7))], ids=str
+)
 def test_bits_do_not_depend_on_threads(case, layout):
     z, x, g = arrays(case, layout, whole=False)
     results, before = [], get_num_threads()
@@ -218,7 +226,9 @@ def test_any_strides(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtypes", [("float32", "float32"), ("float64", "float64"), ("float32", "float16")], ids="-".join)
+@pytest.mark.parametrize(
+    "dtypes", [("float32", "float32"), ("float64", "float64"), ("float32", "float16")], ids="-".join
+)
 @pytest.mark.parametrize("channels", [1, LANES - 1, LANES, LANES + 1, 5 * LANES + 3])
 @pytest.mark.parametrize("size", [(3, 1), (1, 8 * LANES + 1), (2, 57 * 57)])
 def test_bias(size, channels, dtypes, layout):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from math import prod
+from typing import Any
 
 from numba.extending import overload
 
@@ -30,12 +31,12 @@ from npdwconv.layouts import Array
 POINTERS = ("source", "weight", "bias_at", "out", "other")
 
 
-def _add_plane(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # a name for kernels
+def _add_plane(task: Any, sums: Any, x: int, weight: int, top: int, left: int, inside: bool, array: bool) -> Any:
     """Add one plane's taps to a tile: what `_choose` chooses, so that only that is compiled."""
     raise NotImplementedError
 
 
-@overload(_add_plane, inline="always")  # type: ignore[misc]  # Numba is not typed
+@overload(_add_plane, inline="always")
 def _choose(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # called by Numba
     if task.spec.unrolled:
         return _unrolled
@@ -185,20 +186,6 @@ def gather(
     )
     for launch in _launches(plans.Call(source.shape, weight.shape, out.shape, dtypes, activation), passes):
         launch(source, weight, bias, out, other)
-
-
-def gather_all(
-    source: Array,
-    weight: Array,
-    bias: Array | None,
-    out: Array,
-    passes: tuple[Sweeps, ...],
-    activation: str = "",
-    other: Array | None = None,
-    *,
-    fold: bool = False,
-) -> None:
-    gather(source, weight, bias, out, passes, activation, other)
 
 
 @lru_cache(maxsize=4096)

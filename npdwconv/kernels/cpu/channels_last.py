@@ -257,7 +257,7 @@ def _strides(name: str, shape: tuple[int, ...]) -> dict[str, int]:
 
 
 def tile_pixels(width: int) -> int:
-    """Pixels in a tile: 7 or 8, as few wasted as possible at the end of a row, or 4; few widths, for each is compiled."""
+    """Pixels in a tile: 4, or 7 or 8, as few as possible wasted at the end of a row; each is compiled, so few."""
     return 4 if width <= 4 else min((8, 7), key=lambda pixels: -width % pixels)
 
 

@@ -21,21 +21,7 @@ from npdwconv.kernels.reference.borders import pad_bwd, pad_fwd
 from npdwconv.layouts import Array
 from npdwconv.precision import accumulator
 
-
-def _gather_first(
-    source: Array,
-    weight: Array,
-    bias: Array | None,
-    out: Array,
-    passes: tuple[phases.Sweeps, ...],
-    activation: str = "",
-    other: Array | None = None,
-) -> None:
-    fold = source.shape[1] > out.shape[1]
-    channels_first.gather_all(source, weight, bias, out, passes, activation, other, fold=fold)
-
-
-_GATHER = {"channels_first": _gather_first, "channels_last": channels_last.gather}
+_GATHER = {"channels_first": channels_first.gather, "channels_last": channels_last.gather}
 _FIRST_AXIS = {"channels_first": 2, "channels_last": 1}
 
 _forward, _adjoint = lru_cache(phases.forward), lru_cache(phases.adjoint)
@@ -108,7 +94,7 @@ def depthwise_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, g: ConvGeo
         reference.depthwise_bwd_weight(grad_z, x, grad_weight, g, layout)
         return
     source, inner = pad_fwd(x, g, _FIRST_AXIS[layout])
-    _correlate(grad_z, source, grad_weight, inner, layout)
+    correlate(grad_z, source, grad_weight, inner, layout)
 
 
 def transpose_fwd(
@@ -151,10 +137,4 @@ def transpose_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, g: ConvGeo
     if not (x.size and grad_z.size):
         reference.transpose_bwd_weight(grad_z, x, grad_weight, g, layout)
         return
-    _correlate(x, grad_z, grad_weight, g, layout)
-
-
-def _correlate(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> None:
-    written = target(grad_weight)
-    correlate(plain(z), plain(x), written, g, layout)
-    deliver(written, grad_weight)
+    correlate(x, grad_z, grad_weight, g, layout)

@@ -10,13 +10,15 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
+from npdwconv.kernels.cpu.arrays import deliver, plain, target
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.simd import STORED, Vectors, int64
-from npdwconv.kernels.cpu.spec import Spec, field
+from npdwconv.kernels.cpu.spec import Fixed, Spec, field
 from npdwconv.kernels.cpu.vectors import VectorType
 from npdwconv.layouts import Array, split_shape
 
+UniTuple: Any = types.UniTuple  # untyped in numba
 SUMS = 8  # in flight at once: additions take about four cycles, and two begin in each
 BLOCK = 16384  # values that an item sums, about: the partition is by shape alone, so no bit depends on threads
 
@@ -28,7 +30,7 @@ def _vector(spec: Spec) -> VectorType:
 @intrinsic
 def _zeros(typing: Any, task: Any) -> Any:
     """`SUMS` sums of nothing."""
-    result = types.UniTuple(_vector(task.spec), SUMS)
+    result = UniTuple(_vector(task.spec), SUMS)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return context.make_tuple(builder, result, [Vectors(builder, task.spec.dtype).zero()] * SUMS)
@@ -89,7 +91,7 @@ def _keep(typing: Any, task: Any, sums: Any, place: Any, left: Any) -> Any:
     return types.none(task, sums, place, left), generate
 
 
-def _sum_rows(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _sum_rows(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     """Channels last: a chunk of pixels, a vector of channels after another."""
     first = item * task.block
     last = min(first + task.block, task.pixels)
@@ -108,7 +110,7 @@ def _sum_rows(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
         _keep(task, sums, task.partial + (item * task.channels + c) * task.out_size, task.channels - c)
 
 
-def _sum_planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
+def _sum_planes(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     """Channels first: some channels, in a chunk of images."""
     chunk = item // task.groups
     first = item % task.groups * task.group
@@ -134,8 +136,7 @@ def bias_bwd(grad_z: Array, grad_bias: Array, layout: str) -> None:
     if not grad_z.size:
         grad_bias[...] = 0
         return
-    dense = grad_bias if plain(grad_bias) else np.empty(grad_bias.shape, grad_bias.dtype)
-    z = grad_z if plain(grad_z) else np.array(grad_z, order="C")
+    dense, z = target(grad_bias), plain(grad_z)
     first, second, chunks = _plan(z.shape, z.dtype.name, dense.dtype.name, layout)
     if second is None:
         first(z, dense)
@@ -143,13 +144,7 @@ def bias_bwd(grad_z: Array, grad_bias: Array, layout: str) -> None:
         partial = np.empty(chunks * dense.size, first.spec.dtype)
         first(z, partial)
         second(partial, dense)
-    if dense is not grad_bias:
-        grad_bias[...] = dense
-
-
-def plain(array: Array) -> bool:
-    """Whether kernels can take the array as it is."""
-    return bool(array.flags.c_contiguous and array.flags.aligned)
+    deliver(dense, grad_bias)
 
 
 @lru_cache(maxsize=512)
@@ -189,7 +184,7 @@ def _sum_of_planes(batch: int, channels: int, pixels: int, stored: str, out_type
 
 def _launch(kernel: Kernel, stored: str, out_type: str, numbers: dict[str, int], items: int, work: int) -> Launch:
     dtype = STORED[stored][2]
-    fixed = {
+    fixed: dict[str, Fixed] = {
         "dtype": dtype,
         "lanes": machine().lanes(STORED[dtype][1]),
         "stored": stored,

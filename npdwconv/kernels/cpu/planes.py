@@ -247,7 +247,7 @@ class Plan:
             names |= {"taps_h", "taps_w", "dilation_h", "dilation_w", "tap_h", "tap_w", "tap_step_w"}
         if self.tile[0].whole:
             names |= {"height", "low_h", "out_rows", "tiles", "block_tiles"}
-        return {name: numbers[name] for name in names}
+        return {name: numbers[name] for name in sorted(names)}
 
     def _fixed(self) -> dict[str, Fixed]:
         sizes = [STORED[name][1] if name else 0 for name in self.names]

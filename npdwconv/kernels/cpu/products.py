@@ -285,7 +285,7 @@ class Scratched(NamedTuple):
 
 
 def packing_once(m: Matrices) -> Scratched | None:
-    """`packed_product` that packs ``b`` on its way or reads it where it lies; None where several blocks would pack it."""
+    """`packed_product` that packs ``b`` on its way or reads it in place; None where several blocks would pack it."""
     cut = m.cut("rows")
     direct = m.b.line == 1 and (_stays(m, cut) or (m.height <= FEW and _sets(m) >= SPREAD))
     if m.images > 1 or (cut.row_blocks > 1 and not direct):

@@ -9,6 +9,7 @@ sums of its own, which a second launch adds in order: no bit depends on the numb
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -16,229 +17,20 @@ from typing import NamedTuple
 import numpy as np
 
 from npdwconv.geometry import Axis, ConvGeometry
-from npdwconv.kernels.cpu import weight_planes as planes
-from npdwconv.kernels.cpu import weight_tiles as tiles
-from npdwconv.kernels.cpu.engine import Kernel, Launch, compiled
-from npdwconv.kernels.cpu.epilogue import plain
+from npdwconv.kernels.cpu.arrays import deliver, plain, target
+from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
+from npdwconv.kernels.cpu.weight_kernels import collect, rows, turned
 from npdwconv.layouts import Array, split_shape
 
 WIDE = 8  # at most so many taps of a row in a tile
 PIXELS = 7  # of a tile: extents in networks are multiples of it
-GROUP = 4  # vectors of channels that an item walks together: neighbours in memory
+GROUP, LARGE_GROUP = 4, 16  # vectors of channels, neighbours in memory, that an item walks together
+LARGE = 4_000_000  # bytes of z and x above which they come from far away, and longer runs come faster
 ITEMS = 8  # that a launch aims at: enough for any number of threads worth having
 SCRATCH = 1024  # vectors of one item's turned planes
-
-
-@compiled
-def _walk(task, place, z, x, top, taps, several, columns, pixels, left):  # type: ignore[no-untyped-def] - compiled by Numba
-    """One row of z, or ``task.lines`` of them, against the taps of ranges ``taps`` and ``columns``: q in ``pixels``."""
-    vector = task.lanes * task.size
-    for r in range(taps[0], taps[1], task.rows):
-        base = min(r, task.kernel_h - task.rows)
-        low = r - base
-        high = min(low + task.rows, taps[1] - base)
-        row = x + (top + base * task.dilation_h) * task.x_row
-        for s in range(columns[0], columns[1], task.columns):
-            at = place + (base * task.row_sums + s) * vector
-            shift = s * task.dilation_w - task.low_w
-            reach = shift + (task.columns - 1) * task.dilation_w
-            q = max((max(-reach, 0) + task.stride_w - 1) // task.stride_w, pixels[0])
-            end = min((task.width - 1 - shift) // task.stride_w + 1, pixels[1])
-            sums = tiles.load_sums(task, at)
-            if several:
-                while q + task.pixels <= end:
-                    j = q * task.stride_w + shift
-                    sums = tiles.tile_lines(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
-                    q += task.pixels
-                while q < end:
-                    j = q * task.stride_w + shift
-                    sums = tiles.pixel_lines(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
-                    q += 1
-            elif high - low == task.rows:
-                while q + task.pixels <= end:
-                    j = q * task.stride_w + shift
-                    sums = tiles.tile_full(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
-                    q += task.pixels
-                while q < end:
-                    j = q * task.stride_w + shift
-                    sums = tiles.pixel_full(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
-                    q += 1
-            else:
-                while q + task.pixels <= end:
-                    j = q * task.stride_w + shift
-                    sums = tiles.tile_clipped(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
-                    q += task.pixels
-                while q < end:
-                    j = q * task.stride_w + shift
-                    sums = tiles.pixel_clipped(task, sums, z + q * task.z_pixel, row + j * task.x_pixel, j, low, high, left)
-                    q += 1
-            tiles.store_sums(task, sums, at)
-
-
-@compiled
-def _reach(first, taps, size, dilation):  # type: ignore[no-untyped-def] - compiled by Numba
-    """The taps that read inputs: t with 0 ≤ first + t·dilation < size."""
-    return (max(-first, 0) + dilation - 1) // dilation, min((size - 1 - first) // dilation + 1, taps)
-
-
-@compiled
-def _several(task, top, p, limit):  # type: ignore[no-untyped-def] - compiled by Numba
-    """Whether ``task.lines`` rows from p on are there and none of their taps falls in padding."""
-    bottom = top + (task.lines - 1) * task.stride_h + (task.rows - 1) * task.dilation_h
-    return task.lines > 1 and top >= 0 and bottom < task.height and p + task.lines <= limit
-
-
-def _rows(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
-    """Channels last: a group of vectors of channels over a chunk of rows."""
-    group = item % task.groups
-    chunk = item // task.groups
-    v0 = group * task.group
-    v1 = min(v0 + task.group, task.vectors)
-    vector = task.lanes * task.size
-    start = task.partial + (chunk * task.vectors + v0) * task.sums * vector
-    for place in range(start, start + (v1 - v0) * task.sums * vector, vector):
-        tiles.clear(task, place)
-    line = chunk * task.block
-    end = min(line + task.block, task.units)
-    while line < end:
-        n = line // task.image_units
-        o = line % task.image_units // task.out_h
-        p = line % task.out_h
-        front = o * task.stride_d - task.low_d
-        top = p * task.stride_h - task.low_h
-        depths = _reach(front, task.kernel_d, task.depth, task.dilation_d)
-        taps = _reach(top, task.kernel_h, task.height, task.dilation_h)
-        several = _several(task, top, p, min(task.out_h, p + end - line))
-        z = task.z + line * task.z_line
-        line += task.lines if several else 1
-        for d in range(depths[0], depths[1]):
-            x = task.x + n * task.x_image + (front + d * task.dilation_d) * task.x_plane
-            for v in range(v0, v1):
-                c = min(v * task.used, task.last)
-                place = start + ((v - v0) * task.sums + d * task.depth_sums) * vector
-                zc = z + c // task.z_each * task.z_size
-                xc = x + c // task.x_each * task.x_size
-                _walk(task, place, zc, xc, top, taps, several, (0, task.kernel_w), (0, task.out_w), task.channels - c)
-
-
-@compiled
-def _copy_z(task, source, c, rows, columns, out):  # type: ignore[no-untyped-def] - compiled by Numba
-    """Turn rows × columns of z's planes."""
-    lines, length = (1, rows * columns) if columns == task.out_w else (rows, columns)
-    for line in range(lines):
-        at = source + line * task.out_w * task.z_size
-        to = out + line * task.z_line
-        full = length // task.lanes * task.lanes
-        for f in range(0, full, task.lanes):
-            planes.z_full(task, at + f * task.z_size, c, task.lanes, to + f * task.z_pixel)
-        if full < length:
-            planes.z_some(task, at + full * task.z_size, c, length - full, to + full * task.z_pixel)
-
-
-@compiled
-def _copy_x(task, source, c, rows, columns, out):  # type: ignore[no-untyped-def] - compiled by Numba
-    """Turn rows × columns of x's planes."""
-    lines, length = (1, rows * columns) if columns == task.width else (rows, columns)
-    for line in range(lines):
-        at = source + line * task.width * task.x_size
-        to = out + line * task.x_row
-        full = length // task.lanes * task.lanes
-        for f in range(0, full, task.lanes):
-            planes.x_full(task, at + f * task.x_size, c, task.lanes, to + f * task.x_pixel)
-        if full < length:
-            planes.x_some(task, at + full * task.x_size, c, length - full, to + full * task.x_pixel)
-
-
-@compiled
-def _patch(task, c, place, x_at, z_at, ps, qs, rs, ss, scratch_x, have):  # type: ignore[no-untyped-def] - compiled by Numba
-    """A block of z's pixels, turned already, against a block of taps: turn what they read of x, and walk.
-
-    ``have`` is the range of rows of x that the scratch holds already; what it holds afterwards is returned.
-    """
-    i0 = max(ps[0] * task.stride_h + rs[0] * task.dilation_h - task.low_h, 0)
-    i1 = min((ps[1] - 1) * task.stride_h + (rs[1] - 1) * task.dilation_h - task.low_h + 1, task.height)
-    j0 = max(qs[0] * task.stride_w + ss[0] * task.dilation_w - task.low_w, 0)
-    j1 = min((qs[1] - 1) * task.stride_w + (ss[1] - 1) * task.dilation_w - task.low_w + 1, task.width)
-    if i0 >= i1 or j0 >= j1:
-        return have
-    if task.x_whole:
-        j0, j1 = 0, task.width
-    kept = max(min(have[1], i1) - i0, 0)
-    moved = (i0 - have[0]) * task.x_row
-    for at in range(scratch_x, scratch_x + kept * task.x_row, task.x_pixel):
-        tiles.move(task, at, at + moved)
-    first = i0 + kept
-    _copy_x(task, x_at + (first * task.width + j0) * task.x_size, c, i1 - first, j1 - j0, scratch_x + kept * task.x_row)
-    x = scratch_x - i0 * task.x_row - j0 * task.x_pixel
-    p = ps[0]
-    while p < ps[1]:
-        top = p * task.stride_h - task.low_h
-        taps = _reach(top, task.kernel_h, task.height, task.dilation_h)
-        several = _several(task, top, p, ps[1])
-        z = z_at + (p - ps[0]) * task.z_line - qs[0] * task.z_pixel
-        _walk(task, place, z, x, top, (max(taps[0], rs[0]), min(taps[1], rs[1])), several, ss, qs, task.lanes)
-        p += task.lines if several else 1
-    return i0, i1
-
-
-def _planes(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
-    """Channels first: a vector of channels over a chunk of blocks of rows."""
-    v = item % task.vectors
-    chunk = item // task.vectors
-    vector = task.lanes * task.size
-    c = min(v * task.used, task.last)
-    start = task.partial + item * task.sums * vector
-    for place in range(start, start + task.sums * vector, vector):
-        tiles.clear(task, place)
-    z_at = planes.scratch(task)
-    x_at = z_at + task.z_space * vector
-    have = (0, 0)
-    for unit in range(chunk * task.block, min((chunk + 1) * task.block, task.units)):
-        if not task.rolling or unit % task.blocks == 0:
-            have = (0, 0)
-        n = unit // task.image_units
-        o = unit % task.image_units // task.blocks
-        p0 = unit % task.blocks * task.block_h
-        ps = (p0, min(p0 + task.block_h, task.out_h))
-        front = o * task.stride_d - task.low_d
-        depths = _reach(front, task.kernel_d, task.depth, task.dilation_d)
-        for q0 in range(0, task.out_w, task.block_w):
-            qs = (q0, min(q0 + task.block_w, task.out_w))
-            z = task.z + n * task.z_image + ((o * task.out_h + p0) * task.out_w + q0) * task.z_size
-            _copy_z(task, z, c, ps[1] - p0, qs[1] - q0, z_at)
-            for d in range(depths[0], depths[1]):
-                x = task.x + n * task.x_image + (front + d * task.dilation_d) * task.x_plane
-                place = start + d * task.depth_sums * vector
-                for r in range(0, task.kernel_h, task.tap_rows):
-                    rs = (r, min(r + task.tap_rows, task.kernel_h))
-                    for s in range(0, task.kernel_w, task.tap_columns):
-                        ss = (s, min(s + task.tap_columns, task.row_sums))
-                        found = _patch(task, c, place, x, z_at, ps, qs, rs, ss, x_at, have)
-                        if task.rolling:
-                            have = found
-
-
-def _collect(task, item):  # type: ignore[no-untyped-def] - compiled by Numba
-    """Add the chunks' sums of one vector of channels, in order, and write them a channel at a time."""
-    vector = task.lanes * task.size
-    block = task.sums * vector
-    base = task.partial + item * block
-    c = min(item * task.used, task.last)
-    for chunk in range(1, task.chunks):
-        other = base + chunk * task.vectors * block
-        for place in range(0, block, vector):
-            tiles.add(task, base + place, other + place)
-    out = task.out + c * task.out_channel
-    for run in range(task.runs):
-        for s in range(0, task.run, task.lanes):
-            planes.spread(task, base + (run * task.row_sums + s) * vector, out, task.run - s, task.channels - c)
-            out += min(task.lanes, task.run - s) * task.out_size
-
-
-rows, turned, collect = Kernel(_rows), Kernel(_planes), Kernel(_collect)
 
 
 def correlate(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> None:
@@ -248,11 +40,9 @@ def correlate(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: s
     if not z.size or not x.size:
         grad_weight[...] = 0
         return
-    dense = grad_weight if plain(grad_weight) else np.empty(grad_weight.shape, grad_weight.dtype)
-    z, x = (a if plain(a) else np.array(a, order="C") for a in (z, x))
+    dense, z, x = target(grad_weight), plain(z), plain(x)
     _plan(z.shape, x.shape, (z.dtype.name, x.dtype.name, dense.dtype.name), g.axes, layout)(z, x, dense)
-    if dense is not grad_weight:
-        grad_weight[...] = dense
+    deliver(dense, grad_weight)
 
 
 class _Plan(NamedTuple):
@@ -369,19 +159,29 @@ class _Job(NamedTuple):
         """Bytes of a stored value of z and of x."""
         return STORED[self.stored[0]][1], STORED[self.stored[1]][1]
 
+    def nbytes(self) -> int:
+        """Of z and x."""
+        outs, sizes = [axis.out for axis in self.axes], [axis.size for axis in self.axes]
+        z_size, x_size = self.sizes()
+        return self.batch * (self.z_channels * prod(outs) * z_size + self.x_channels * prod(sizes) * x_size)
+
     def work(self) -> int:
         """Multiply-adds."""
-        outs, taps = ([getattr(axis, name) for axis in self.axes] for name in ("out", "kernel"))
+        outs, taps = [axis.out for axis in self.axes], [axis.kernel for axis in self.axes]
         return self.batch * self.channels * prod(outs) * prod(taps)
 
 
 @lru_cache(maxsize=512)
 def _plan(
-    z_shape: tuple[int, ...], x_shape: tuple[int, ...], stored: tuple[str, str, str], axes: tuple[Axis, ...], layout: str
+    z_shape: tuple[int, ...],
+    x_shape: tuple[int, ...],
+    stored: tuple[str, str, str],
+    axes: tuple[Axis, ...],
+    layout: str,
 ) -> _Plan:
     batch, z_channels, _ = split_shape(layout, z_shape)
     missing = (Axis(1, 1, 1, 1, 1, 0, 0),) * (3 - len(axes))
-    job = _Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))  # type: ignore[arg-type] - three
+    job = _Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))  # type: ignore[arg-type]  # three axes
     return _plan_turned(job) if layout == "channels_first" else _plan_direct(job)
 
 
@@ -391,7 +191,7 @@ def _plan_direct(job: _Job) -> _Plan:
     each = max(_shares(job))
     used = job.lanes if each > job.lanes else job.lanes // each * each
     vectors = -(-job.channels // used)
-    group = min(GROUP, vectors)
+    group = min(LARGE_GROUP if job.nbytes() > LARGE else GROUP, vectors)
     groups = -(-vectors // group)
     units = job.batch * job.axes[0].out * h.out
     block, chunks = _chunks(units, groups)
@@ -466,8 +266,16 @@ def _chunks(units: int, across: int) -> tuple[int, int]:
 
 
 def _launches(
-    job: _Job, kernel: Kernel, tile: _Tile, layout: dict[str, Fixed], numbers: dict[str, int], used: int, across: int, chunks: int
+    job: _Job,
+    kernel: Kernel,
+    tile: _Tile,
+    layout: Mapping[str, Fixed],
+    numbers: Mapping[str, int],
+    used: int,
+    across: int,
+    chunks: int,
 ) -> _Plan:
+    """``across`` · ``chunks`` items that sum, and what adds the chunks' sums of ``used`` channels a vector."""
     d, h, w = job.axes
     (z_type, x_type, out_type), (z_size, x_size), (z_each, x_each) = job.stored, job.sizes(), _shares(job)
     vectors = -(-job.channels // used)
@@ -486,12 +294,13 @@ def _launches(
     }
     steps = {"stride_h": h.stride, "stride_w": w.stride, "dilation_h": h.dilation, "dilation_w": w.dilation}
     known, unknown = (steps, {}) if _is_dense(h, w) else ({}, steps)
-    operands = {"z_type": z_type, "x_type": x_type, "z_size": z_size, "x_size": x_size, "z_each": z_each, "x_each": x_each}
+    operands: dict[str, Fixed] = {"z_type": z_type, "z_size": z_size, "z_each": z_each}
+    operands |= {"x_type": x_type, "x_size": x_size, "x_each": x_each}
     first = Launch(
         kernel,
         ("z", "x", "partial"),
-        shared | layout | tile._asdict() | operands | known,
-        numbers | sums | unknown | _extents(d, h, w),
+        {**shared, **layout, **tile._asdict(), **operands, **known},
+        {**numbers, **sums, **unknown, **_extents(d, h, w)},
         items=across * chunks,
         work=job.work(),
     )

@@ -97,7 +97,7 @@ def _squares(v: Vectors, rows: list[Value], width: int) -> list[Value]:
     low = [_picked(v, rows[i], rows[i + 1], ((0, 0), (1, 0), (0, 1), (1, 1))) for i in (0, 2)]
     high = [_picked(v, rows[i], rows[i + 1], ((0, 2), (1, 2), (0, 3), (1, 3))) for i in (0, 2)]
     halves = (((0, 0), (0, 1), (1, 0), (1, 1)), ((0, 2), (0, 3), (1, 2), (1, 3)))
-    return [_picked(v, *pair, places) for pair in (low, high) for places in halves]
+    return [_picked(v, pair[0], pair[1], places) for pair in (low, high) for places in halves]
 
 
 def _picked(v: Vectors, a: Value, b: Value, places: Any) -> Value:

@@ -7,18 +7,19 @@ column outside the input is jumped over: it reads nothing, and costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from npdwconv.kernels.cpu.pixels import meetings
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
-from npdwconv.kernels.cpu.pixels import meetings
 from npdwconv.kernels.cpu.vectors import VectorType
 
+UniTuple: Any = types.UniTuple  # untyped in numba
 Pairs = list[tuple[int, int]]
 
 
@@ -26,15 +27,18 @@ class Shape:
     """What a tile is made of: rows × columns of taps, and how many sums each has, to be in flight at once."""
 
     def __init__(self, spec: Spec) -> None:
-        self.rows, self.columns, self.sets = spec.rows, spec.columns, spec.sets
+        self.rows: int = spec.rows
+        self.columns: int = spec.columns
+        self.sets: int = spec.sets
         self.taps = self.rows * self.columns
         self.sums = self.taps * self.sets
-        self.dtype = spec.dtype
+        self.dtype: str = spec.dtype
         self.vector = VectorType(self.dtype, Vectors(None, self.dtype).lanes)
 
     def place(self, row: int, column: int, pixel: int) -> int:
         """Which sum a product of this tap and pixel is added to."""
-        return (pixel % self.sets) * self.taps + row * self.columns + column
+        at: int = (pixel % self.sets) * self.taps + row * self.columns + column
+        return at
 
 
 def when(builder: Any, flag: Value, values: list[Value], body: Callable[[list[Value]], list[Value]]) -> list[Value]:
@@ -43,7 +47,10 @@ def when(builder: Any, flag: Value, values: list[Value], body: Callable[[list[Va
     with builder.if_then(flag):
         changed = body(list(values))
         after = builder.block
-    return [value if value is new else _joined(builder, value, before, new, after) for value, new in zip(values, changed, strict=True)]
+    return [
+        value if value is new else _joined(builder, value, before, new, after)
+        for value, new in zip(values, changed, strict=True)
+    ]
 
 
 def least(builder: Any, a: Value, b: Value) -> Value:
@@ -61,7 +68,7 @@ def _joined(builder: Any, old: Value, before: Any, new: Value, after: Any) -> Va
 def load_sums(typing: Any, task: Any, place: Any) -> Any:
     """The sums of a block of taps, from a workspace of [rows][columns][lanes]."""
     shape = Shape(task.spec)
-    result = types.UniTuple(shape.vector, shape.sums)
+    result = UniTuple(shape.vector, shape.sums)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         v = Vectors(builder, shape.dtype)
@@ -133,7 +140,8 @@ class _Tile:
     def gradient(self, line: int, pixel: int) -> Value:
         """z of one pixel, loaded where it is first met."""
         b = self.builder
-        place = self.v.at(self.z, b.mul(self.number("z_line"), int64(line)), b.mul(self.number("z_pixel"), int64(pixel)))
+        pitch, step = self.number("z_line"), self.number("z_pixel")
+        place = self.v.at(self.z, b.mul(pitch, int64(line)), b.mul(step, int64(pixel)))
         return self.operand(place, self.spec.z_type, self.spec.z_each)
 
     def operand(self, address: Value, stored: str, each: int) -> Value:
@@ -161,7 +169,6 @@ class _Tile:
         """Add what these rows of x give, a column at a time."""
         b = self.builder
         width, step = self.number("width"), self.number("x_pixel")
-        known = self.spec.knows("stride_w")
         gradients: dict[tuple[int, int], Value] = {}
         for offset, pairs in _columns(b, self.spec, self.task, pixels):
             for pixel, _ in pairs:
@@ -170,10 +177,18 @@ class _Tile:
                         gradients[line, pixel] = self.gradient(line, pixel)
             place = b.mul(offset, step)
             exists = b.icmp_unsigned("<", b.add(self.column, offset), width)
-            acc = when(b, exists, acc, lambda acc, place=place, pairs=pairs: self.meet(acc, gradients, place, pairs, rows))
+            met = partial(self.meet, gradients=gradients, place=place, pairs=pairs, rows=rows)
+            acc = when(b, exists, acc, met)
         return acc
 
-    def meet(self, acc: list[Value], gradients: Any, place: Value, pairs: Pairs, rows: list[tuple[int, Pairs]]) -> list[Value]:
+    def meet(
+        self,
+        acc: list[Value],
+        gradients: dict[tuple[int, int], Value],
+        place: Value,
+        pairs: Pairs,
+        rows: list[tuple[int, Pairs]],
+    ) -> list[Value]:
         """Add what one column of these rows of x gives."""
         b = self.builder
         pitch = self.number("x_tap_row")
@@ -207,9 +222,11 @@ def _tile(*, lines: bool, many: bool, clipped: bool) -> Any:
                 acc = code.sweep(acc, height, pixels, rows)
             else:
                 for row in rows:
-                    above, below = (builder.icmp_signed(sign, int64(row[0]), end) for sign, end in ((">=", low_), ("<", high_)))
+                    above, below = (
+                        builder.icmp_signed(sign, int64(row[0]), end) for sign, end in ((">=", low_), ("<", high_))
+                    )
                     present = builder.and_(above, below)
-                    acc = when(builder, present, acc, lambda acc, row=row: code.sweep(acc, 1, pixels, [row]))
+                    acc = when(builder, present, acc, partial(code.sweep, lines=1, pixels=pixels, rows=[row]))
             return context.make_tuple(builder, sums, acc)
 
         return sums(task, sums, z, x, column, low, high, left), generate
