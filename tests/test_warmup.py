@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 
 import pytest
 from kernels.children import run
@@ -85,7 +86,7 @@ def test_options_of_another_form():
 
 
 def test_nothing_is_run_when_a_later_call_is_wrong(monkeypatch):
-    monkeypatch.setattr("npdwconv.warmup._made", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(import_module("npdwconv.warmup"), "_made", lambda *_: pytest.fail("made"))
     with pytest.raises(OptionError):
         warmup("pointwise:1x3x4x4", "depthwise")
 
