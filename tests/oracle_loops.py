@@ -108,7 +108,7 @@ def axis_links(extent: int, kernel: int, stride: int, dilation: int, low: int, o
 
 def wire(plans: list[Index], axes: list[list[Index]]) -> Wiring:
     links = [tuple(zip(*visit, strict=True)) for visit in itertools.product(*axes)]
-    return Wiring(tuple(plan[-1] for plan in plans), links)  # type: ignore[arg-type] - tuples of one length
+    return Wiring(tuple(plan[-1] for plan in plans), links)
 
 
 def wire_conv(extents: Sequence[int], kernel: Sequence[int], *, padding_mode: str = "zeros", **geometry: Any) -> Wiring:

@@ -245,7 +245,7 @@ def test_a_layer_cannot_stand_in_two_places() -> None:
     with pytest.raises(OptionError, match="stands in two places"):
         Sequential(twice, Residual(twice))
     with pytest.raises(OptionError, match="'1' is a function; needed a layer"):
-        Sequential(twice, integers)  # type: ignore[arg-type] - the mistake under test
+        Sequential(twice, integers)
 
 
 def test_residual_needs_equal_shapes() -> None:
@@ -265,13 +265,13 @@ def test_nothing_in_sequence_is_the_identity() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: DepthwiseConv2d(4, 3, paddding=1), TypeError, "paddding"),  # type: ignore[call-arg]
-        (lambda: BatchNorm(4, 1e-3), TypeError, "positional"),  # type: ignore[misc]
+        (lambda: DepthwiseConv2d(4, 3, paddding=1), TypeError, "paddding"),
+        (lambda: BatchNorm(4, 1e-3), TypeError, "positional"),
         (lambda: DepthwiseConv2d(4, 3, padding="smae"), OptionError, "did you mean 'same'"),
-        (lambda: DepthwiseConv2d(4, 3, stride=2.0), OptionError, "stride is 2.0"),  # type: ignore[arg-type]
+        (lambda: DepthwiseConv2d(4, 3, stride=2.0), OptionError, "stride is 2.0"),
         (lambda: DepthwiseConv2d(4, (3, 3, 3)), OptionError, "kernel_size"),
         (lambda: DepthwiseConv2d(4, 3, depth_multiplier=0), OptionError, "depth_multiplier is 0"),
-        (lambda: DepthwiseConv2d(4, 3, bias=None), OptionError, "bias is None; needed True or False"),  # type: ignore[arg-type]
+        (lambda: DepthwiseConv2d(4, 3, bias=None), OptionError, "bias is None; needed True or False"),
         (
             lambda: SeparableConv2d(4, 4, 3, depthwise_activation="swish"),
             OptionError,

@@ -47,7 +47,7 @@ NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNor
 Pair = tuple[Layer, Any, tuple[int, ...]]
 
 
-class Separable(nn.Module):  # type: ignore[misc]
+class Separable(nn.Module):
     """What `SeparableConv` takes the names of its parameters from."""
 
     def __init__(self, depthwise: Any, pointwise: Any, between: Any) -> None:
@@ -58,7 +58,7 @@ class Separable(nn.Module):  # type: ignore[misc]
         return self.pointwise(self.between(self.depthwise(x)))
 
 
-class Skip(nn.Sequential):  # type: ignore[misc]
+class Skip(nn.Sequential):
     def forward(self, x: Any) -> Any:
         return x + super().forward(x)
 

@@ -32,7 +32,7 @@ def _vector(typing: Any, task: Any, x: Any, scale: Any, shift: Any, out: Any, le
     return types.none(task, x, scale, shift, out, left), generate
 
 
-def _affine(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _affine(task: Any, item: Any) -> None:
     first = item * task.rows
     for p in range(first, min(first + task.rows, task.pixels)):
         for c in range(0, task.channels, task.lanes):

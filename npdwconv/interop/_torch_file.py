@@ -149,10 +149,11 @@ def _stored(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 def _read_exactly(stream: IO[bytes], raw: Bytes, what: str) -> None:
     view, filled = raw.data, 0
     while filled < raw.size:
-        got = stream.readinto(view[filled : filled + CHUNK])  # type: ignore[attr-defined]  # both kinds of stream have it
-        if not got:
+        part = stream.read(min(CHUNK, raw.size - filled))
+        if not part:
             raise CheckpointError(f"{what} ends after {filled} of {raw.size} bytes")
-        filled += got
+        view[filled : filled + len(part)] = part
+        filled += len(part)
 
 
 def _shown(name: str) -> str:

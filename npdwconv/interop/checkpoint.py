@@ -148,7 +148,7 @@ def _read_safetensors(data: bytes, target: np.dtype[Any] | None) -> dict[str, np
             "reading .safetensors needs the package safetensors: pip install 'npdwconv[interop]'", name="safetensors"
         ) from err
     try:
-        entries = safetensors.deserialize(data)  # type: ignore[no-untyped-call]  # its stub has no types
+        entries = safetensors.deserialize(data)
     except safetensors.SafetensorError as err:
         raise CheckpointError(f"the file is damaged: {err}") from err
     return {name: _safetensor(entry).array(target) for name, entry in entries}

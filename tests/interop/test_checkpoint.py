@@ -289,7 +289,7 @@ def test_the_file_is_closed_and_the_arrays_are_ours(tmp_path: Path, monkeypatch:
     streams: list[Any] = []
 
     def opened(*args: Any) -> Any:
-        streams.append(open(*args))  # noqa: SIM115  # that load closes it is the point
+        streams.append(open(*args))  # noqa: SIM115 - that load closes it is the point
         return streams[-1]
 
     monkeypatch.setattr(checkpoint, "open", opened, raising=False)

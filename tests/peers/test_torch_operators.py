@@ -168,7 +168,7 @@ def test_separable(rank: int, dtype: str, data: st.DataObject, activation: str |
         compare({"out": first(y, layout)} | grads, wanted, estimate, layout)
 
 
-class MixFFNConv(torch.nn.Module):  # type: ignore[misc] - torch may be absent
+class MixFFNConv(torch.nn.Module):
     """The depthwise layer between the two linear ones of SegFormer's Mix-FFN (Xie et al., arXiv:2105.15203, §3.1)."""
 
     def __init__(self, dim: int) -> None:

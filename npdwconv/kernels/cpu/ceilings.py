@@ -116,14 +116,14 @@ def _moved(typing: Any, task: Any, source: Any, target: Any) -> Any:
     return types.none(task, source, target), generate
 
 
-def _multiply_adds(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _multiply_adds(task: Any, item: Any) -> None:
     sums = _started(task)
     for _ in range(task.rounds):
         sums = _advanced(task, sums, task.values)
     _summed(task, sums, task.out + item * task.item)
 
 
-def _copied(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _copied(task: Any, item: Any) -> None:
     first = item * task.part
     for _ in range(task.passes):
         for offset in range(first, first + task.part, task.turn):

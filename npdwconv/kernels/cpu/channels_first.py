@@ -37,13 +37,13 @@ def _add_plane(task: Any, sums: Any, x: int, weight: int, top: int, left: int, i
 
 
 @overload(_add_plane, inline="always")
-def _choose(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # called by Numba
+def _choose(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
     if task.spec.unrolled:
         return _unrolled
     return _sliding if task.spec.sliding else _single
 
 
-def _unrolled(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _unrolled(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
     """A kernel that is compiled in."""
     if inside:
         return gather_inside(task, sums, x, weight, top, left)
@@ -52,7 +52,7 @@ def _unrolled(task, sums, x, weight, top, left, inside, array):  # type: ignore[
     return gather_lanes(task, sums, x, weight, top, left)
 
 
-def _sliding(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _sliding(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
     """Any kernel whose output rows are one row of taps apart: for each column of taps input rows pass."""
     plain = array or (inside and not task.merges)
     low = -(top // task.gap)
@@ -83,7 +83,7 @@ def _sliding(task, sums, x, weight, top, left, inside, array):  # type: ignore[n
     return sums
 
 
-def _single(task, sums, x, weight, top, left, inside, array):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _single(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
     """Any kernel, tap by tap."""
     plain = array or (inside and not task.merges)
     weight += (task.tap_h * task.kernel_w + task.tap_w) * task.weight_size
@@ -100,7 +100,7 @@ def _single(task, sums, x, weight, top, left, inside, array):  # type: ignore[no
     return sums
 
 
-def _planes(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _planes(task: Any, item: Any) -> None:
     """A run of units, tile by tile."""
     unit = item * task.group
     last = min(unit + task.group, task.units)

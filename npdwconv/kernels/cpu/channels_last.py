@@ -26,12 +26,12 @@ WIDEST = 32  # taps of a row that are unrolled; beyond, and at rare strides and 
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 
 
-def _first_tap(low, dilation):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _first_tap(low: Any, dilation: Any) -> Any:
     """The first tap whose source exists, ``low`` being how far before the image the window begins."""
     return (max(low, 0) + dilation - 1) // dilation
 
 
-def _last_tap(low, size, taps, dilation):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _last_tap(low: Any, size: Any, taps: Any, dilation: Any) -> Any:
     """One past the last tap whose source exists."""
     return min((size - 1 + low) // dilation + 1, taps)
 
@@ -39,7 +39,7 @@ def _last_tap(low, size, taps, dilation):  # type: ignore[no-untyped-def]  # com
 first_tap, last_tap = compiled(_first_tap), compiled(_last_tap)
 
 
-def _correlate(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _correlate(task: Any, item: Any) -> None:
     strip_block = item % task.channel_blocks
     rest = item // task.channel_blocks
     row_block = rest % task.row_blocks
@@ -93,7 +93,7 @@ def _correlate(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
                     )
 
 
-def _pack(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _pack(task: Any, item: Any) -> None:
     c = item * task.lanes
     for m in range(task.fold):
         for t in range(task.kernel_d):

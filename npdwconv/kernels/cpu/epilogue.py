@@ -91,7 +91,7 @@ def _keep(typing: Any, task: Any, sums: Any, place: Any, left: Any) -> Any:
     return types.none(task, sums, place, left), generate
 
 
-def _sum_rows(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _sum_rows(task: Any, item: Any) -> None:
     """Channels last: a chunk of pixels, a vector of channels after another."""
     first = item * task.block
     last = min(first + task.block, task.pixels)
@@ -110,7 +110,7 @@ def _sum_rows(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
         _keep(task, sums, task.partial + (item * task.channels + c) * task.out_size, task.channels - c)
 
 
-def _sum_planes(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _sum_planes(task: Any, item: Any) -> None:
     """Channels first: some channels, in a chunk of images."""
     chunk = item // task.groups
     first = item % task.groups * task.group

@@ -295,7 +295,19 @@ def _tile(
     return types.none(*arguments), generate
 
 
-def _rows(task, a, panel, bias, out, other, depth, count, wide, left, add):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _rows(
+    task: Any,
+    a: Any,
+    panel: Any,
+    bias: Any,
+    out: Any,
+    other: Any,
+    depth: Any,
+    count: Any,
+    wide: Any,
+    left: Any,
+    add: Any,
+) -> None:
     """``count`` rows by one panel."""
     a_step = task.a_row * task.a_size
     bias_step = task.bias_size if task.bias_of_rows else 0
@@ -316,7 +328,7 @@ def _rows(task, a, panel, bias, out, other, depth, count, wide, left, add):  # t
             _tile(task, task.rest, task.last, False, ar, panel, br, outr, otherr, depth, count - r, left, add)
 
 
-def _first_vector(task, p):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _first_vector(task: Any, p: Any) -> Any:
     """Where a panel begins, in vectors: after ``wide`` panels of ``vectors`` come those of ``last``."""
     return min(p, task.wide) * task.vectors + max(p - task.wide, 0) * task.last
 

@@ -62,7 +62,7 @@ def _turn(typing: Any, task: Any, source: Any, target: Any, step: Any, columns: 
     return types.none(task, source, target, step, columns, depth), generate
 
 
-def _pack_panel(task, source, target, wide, left, depth):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _pack_panel(task: Any, source: Any, target: Any, wide: Any, left: Any, depth: Any) -> None:
     """Pack one panel of which ``left`` columns exist."""
     vectors = task.vectors if wide else task.last
     line = vectors * task.lanes * task.size

@@ -49,7 +49,7 @@ def _copy(typing: Any, task: Any, source: Any, target: Any, low: Any, high: Any,
     return types.none(task, source, target, low, high, count), generate
 
 
-def _patches(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _patches(task: Any, item: Any) -> None:
     image, p = item // task.out_h, item % task.out_h
     line = task.width * task.channels
     for q in range(task.out_w):

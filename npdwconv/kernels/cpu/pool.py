@@ -148,13 +148,13 @@ def _own_block(typing: Any, task: Any) -> Any:
     return types.int64(task), generate
 
 
-def _serial(task, _):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _serial(task: Any, _: Any) -> None:
     block = _own_block(task)
     for item in range(task.items):
         _call(task.entry, block, item)
 
 
-def _shared(state, entry, block, items, chunk, chunks, count):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _shared(state: Any, entry: Any, block: Any, items: Any, chunk: Any, chunks: Any, count: Any) -> None:
     """Open a ticket, take chunks from its front, and wait for those that others took."""
     closed = ((_read(state + TICKET) >> (2 * BITS)) + 1) << (2 * BITS)
     _write(state + TICKET, closed)
@@ -186,12 +186,12 @@ def _shared(state, entry, block, items, chunk, chunks, count):  # type: ignore[n
 shared = compiled(_shared)
 
 
-def _lead(task, _):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _lead(task: Any, _: Any) -> None:
     """Run a launch with the helpers."""
     shared(task.state, task.entry, _own_block(task), task.items, task.chunk, task.chunks, task.count)
 
 
-def _lead_all(task, _):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _lead_all(task: Any, _: Any) -> None:
     """Run the launches whose blocks' addresses follow the header, one after another; small ones alone."""
     addresses = _own_block(task)
     for step in range(task.items):
@@ -205,7 +205,7 @@ def _lead_all(task, _):  # type: ignore[no-untyped-def]  # compiled by Numba
                 _call(entry, own, item)
 
 
-def _help(task, worker):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _help(task: Any, worker: Any) -> None:
     """Take chunks from the back of tickets, until there have been none for a while."""
     state, idle = task.state, 0
     while idle < task.items:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import gcd
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from npdwconv.kernels.cpu.cuts import Cut, best_cut
 from npdwconv.kernels.cpu.engine import Kernel, Launch
@@ -14,7 +14,7 @@ from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
 
-def _pack(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _pack(task: Any, item: Any) -> None:
     """One panel of a matrix, into its place among the panels."""
     vector = first_vector(task, item)
     column = vector * task.lanes
@@ -23,7 +23,7 @@ def _pack(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
     pack_panel(task, source, target, item < task.wide, task.columns - column, task.depth)
 
 
-def _multiply(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _multiply(task: Any, item: Any) -> None:
     """A block of rows (of all images) by a block of packed panels."""
     row_block, column_block = item // task.column_blocks, item % task.column_blocks
     tiles = (task.height + task.rows - 1) // task.rows
@@ -56,7 +56,7 @@ def _multiply(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
         tile += (count + task.rows - 1) // task.rows
 
 
-def _multiply_packing(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _multiply_packing(task: Any, item: Any) -> None:
     """A block of rows by a block of panels (of all images), each packed where the item keeps it."""
     row_block, column_block = item // task.column_blocks, item % task.column_blocks
     tiles = (task.height + task.rows - 1) // task.rows
@@ -90,7 +90,7 @@ def _multiply_packing(task, item):  # type: ignore[no-untyped-def]  # compiled b
         )
 
 
-def _reduce(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _reduce(task: Any, item: Any) -> None:
     """A block of rows by a block of columns of a product over long depths, a chunk after another, image after image."""
     row_block, column_block = item // task.column_blocks, item % task.column_blocks
     tiles = (task.height + task.rows - 1) // task.rows

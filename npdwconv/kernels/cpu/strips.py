@@ -54,7 +54,7 @@ def _call(typing: Any, entry: Any, block: Any, item: Any) -> Any:
     return types.none(types.int64, types.int64, types.int64), generate
 
 
-def _both(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _both(task: Any, item: Any) -> None:
     """An item's strips through both kernels."""
     first, second = task.first + item * task.first_size, task.second + item * task.second_size
     place = task.scratch + item * task.scratch_size

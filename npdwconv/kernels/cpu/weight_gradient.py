@@ -136,7 +136,7 @@ class _Job(NamedTuple):
     batch: int
     z_channels: int
     x_channels: int
-    axes: tuple[Axis, Axis, Axis]
+    axes: tuple[Axis, ...]  # three
 
     @property
     def channels(self) -> int:
@@ -181,7 +181,7 @@ def _plan(
 ) -> _Plan:
     batch, z_channels, _ = split_shape(layout, z_shape)
     missing = (Axis(1, 1, 1, 1, 1, 0, 0),) * (3 - len(axes))
-    job = _Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))  # type: ignore[arg-type]  # three axes
+    job = _Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))
     return _plan_turned(job) if layout == "channels_first" else _plan_direct(job)
 
 

@@ -5,13 +5,17 @@ A lane is a channel in both. Every item has sums of its own, a vector a tap, in 
 
 from __future__ import annotations
 
+from typing import Any
+
 from npdwconv.kernels.cpu import weight_planes as planes
 from npdwconv.kernels.cpu import weight_tiles as tiles
 from npdwconv.kernels.cpu.engine import Kernel, compiled
 
 
 @compiled
-def _walk(task, place, z, x, top, taps, several, columns, pixels, left):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _walk(
+    task: Any, place: Any, z: Any, x: Any, top: Any, taps: Any, several: Any, columns: Any, pixels: Any, left: Any
+) -> None:
     """One row of z, or ``task.lines`` of them, against the taps of ranges ``taps`` and ``columns``: q in ``pixels``."""
     vector = task.lanes * task.size
     for r in range(taps[0], taps[1], task.rows):
@@ -63,19 +67,19 @@ def _walk(task, place, z, x, top, taps, several, columns, pixels, left):  # type
 
 
 @compiled
-def _reach(first, taps, size, dilation):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _reach(first: Any, taps: Any, size: Any, dilation: Any) -> Any:
     """The taps that read inputs: t with 0 ≤ first + t·dilation < size."""
     return (max(-first, 0) + dilation - 1) // dilation, min((size - 1 - first) // dilation + 1, taps)
 
 
 @compiled
-def _several(task, top, p, limit):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _several(task: Any, top: Any, p: Any, limit: Any) -> Any:
     """Whether ``task.lines`` rows from p on are there and none of their taps falls in padding."""
     bottom = top + (task.lines - 1) * task.stride_h + (task.rows - 1) * task.dilation_h
     return task.lines > 1 and top >= 0 and bottom < task.height and p + task.lines <= limit
 
 
-def _rows(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _rows(task: Any, item: Any) -> None:
     """Channels last: a group of vectors of channels over a chunk of rows."""
     group = item % task.groups
     chunk = item // task.groups
@@ -109,7 +113,7 @@ def _rows(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
 
 
 @compiled
-def _copy_z(task, source, c, rows, columns, out):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _copy_z(task: Any, source: Any, c: Any, rows: Any, columns: Any, out: Any) -> None:
     """Turn rows × columns of z's planes."""
     lines, length = (1, rows * columns) if columns == task.out_w else (rows, columns)
     for line in range(lines):
@@ -123,7 +127,7 @@ def _copy_z(task, source, c, rows, columns, out):  # type: ignore[no-untyped-def
 
 
 @compiled
-def _copy_x(task, source, c, rows, columns, out):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _copy_x(task: Any, source: Any, c: Any, rows: Any, columns: Any, out: Any) -> None:
     """Turn rows × columns of x's planes."""
     lines, length = (1, rows * columns) if columns == task.width else (rows, columns)
     for line in range(lines):
@@ -137,7 +141,9 @@ def _copy_x(task, source, c, rows, columns, out):  # type: ignore[no-untyped-def
 
 
 @compiled
-def _patch(task, c, place, x_at, z_at, ps, qs, rs, ss, scratch_x, have):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _patch(
+    task: Any, c: Any, place: Any, x_at: Any, z_at: Any, ps: Any, qs: Any, rs: Any, ss: Any, scratch_x: Any, have: Any
+) -> Any:
     """A block of z's pixels, turned already, against a block of taps: turn what they read of x, and walk.
 
     ``have`` is the range of rows of x that the scratch holds already; what it holds afterwards is returned.
@@ -168,7 +174,7 @@ def _patch(task, c, place, x_at, z_at, ps, qs, rs, ss, scratch_x, have):  # type
     return i0, i1
 
 
-def _planes(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _planes(task: Any, item: Any) -> None:
     """Channels first: a vector of channels over a chunk of blocks of rows."""
     v = item % task.vectors
     chunk = item // task.vectors
@@ -205,7 +211,7 @@ def _planes(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
                             have = found
 
 
-def _collect(task, item):  # type: ignore[no-untyped-def]  # compiled by Numba
+def _collect(task: Any, item: Any) -> None:
     """Add the chunks' sums of one vector of channels, in order, and write them a channel at a time."""
     vector = task.lanes * task.size
     block = task.sums * vector
