@@ -13,7 +13,14 @@ from typing import Any
 from numba.extending import overload
 
 from npdwconv.kernels.cpu import planes as plans
-from npdwconv.kernels.cpu.columns import finish_edge, finish_inner, gather_array, gather_inside, gather_lanes, start
+from npdwconv.kernels.cpu.column_tiles import (
+    finish_edge,
+    finish_inner,
+    gather_array,
+    gather_inside,
+    gather_lanes,
+    start,
+)
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.taps import (

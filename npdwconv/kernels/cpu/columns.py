@@ -15,10 +15,8 @@ from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
 
-from npdwconv.kernels.cpu import activate
-from npdwconv.kernels.cpu.simd import I32, I64, STORED, Value, Vectors, int64
+from npdwconv.kernels.cpu.simd import I32, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 from npdwconv.kernels.cpu.vectors import VectorType
 
@@ -220,21 +218,6 @@ def where(builder: Any, flag: Value, values: list[Value]) -> Iterator[list[Value
             values[index] = merged
 
 
-@intrinsic
-def start(typing: Any, task: Any, bias: Any) -> Any:
-    """The sums of a tile, at the bias."""
-    tile = Tile(task.spec)
-    result, stored = tile.tuple(), str(task.spec.bias_type)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        v = tile.vectors_of(builder)
-        value = v.splat(v.load_scalar(arguments[1], stored)) if stored else v.zero()
-        rest = [v.zero()] * (tile.sums * (tile.splits - 1))
-        return context.make_tuple(builder, result, [value] * tile.sums + rest)
-
-    return result(task, bias), generate
-
-
 class Weights:
     """One plane's kernel: its taps in every lane."""
 
@@ -248,186 +231,6 @@ class Weights:
         return self.v.splat(self.v.load_scalar(self.v.at(self.address, place), self.stored))
 
 
-class Rows:
-    """Which of a tile's input rows are in the image: bits of one register where they fit in it."""
-
-    def __init__(self, builder: Any, rows: list[int], top: Value, height: Value) -> None:
-        self.builder, self.rows, self.top, self.height = builder, rows, top, height
-        self.bits = None
-        if len(rows) <= 32 and not isinstance(top, ir.Constant):
-            self.bits = int64(0)
-            for place, row in enumerate(rows):
-                bit = builder.select(self._inside(row), int64(1 << place), int64(0))
-                self.bits = builder.or_(self.bits, bit)
-
-    def row(self, row: int) -> Value:
-        if self.bits is None:
-            return self._inside(row)
-        bit = self.builder.and_(self.bits, int64(1 << self.rows.index(row)))
-        return self.builder.icmp_unsigned("!=", bit, int64(0))
-
-    def _inside(self, row: int) -> Value:
-        return self.builder.icmp_unsigned("<", self.builder.add(self.top, int64(row)), self.height)
-
-
-def opaque(builder: Any, address: Value) -> Value:
-    """The same address, but LLVM does not know that: what is computed from it is not kept for another group's use.
-
-    Else the addresses of all rows are, in memory, for there are not so many registers.
-    """
-    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], False)
-
-
-def _gather(reads: str) -> Any:
-    @intrinsic
-    def gather(typing: Any, task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any) -> Any:
-        """Add one plane's taps to the sums of the tile whose origin reads row ``top``, column ``left`` of ``x``."""
-        spec, tile = task.spec, Tile(task.spec)
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            task_, sums_, x_, weight_, top_, left_ = arguments
-            v = tile.vectors_of(builder)
-            height, width = (
-                field_or_fixed(builder, spec, task_, "height"),
-                field_or_fixed(builder, spec, task_, "width"),
-            )
-            columns = Columns(v, tile, left_, width, reads)
-            pitch = v.index(width, columns.size)
-            weights = Weights(v, spec, weight_)
-            acc = [builder.extract_value(sums_, i) for i in range(tile.sums * tile.splits)]
-            rows = meetings(tile.rows, tile.row_step, tile.row_phases)
-            exist = Rows(builder, list(rows), top_, height)
-            for shifts in tile.groups():
-                taps, place, at = _taps(tile, columns, weights, shifts), opaque(builder, x_), 0
-                for row, reaches in rows.items():
-                    place, at = v.at(place, builder.mul(pitch, int64(row - at))), row
-                    with where(builder, exist.row(row), acc) as changed:
-                        _add_row(tile, columns, taps, place, shifts, reaches, changed)
-            return context.make_tuple(builder, sums, acc)
-
-        return sums(task, sums, x, weight, top, left), generate
-
-    return gather
-
-
-Taps = dict[tuple[int, int, int], Value]  # (row tap, column tap, vector) -> the weight in the lanes that it counts in
-
-
-def _taps(tile: Tile, columns: Columns, weights: Weights, shifts: Shifts) -> Taps:
-    """The weights of some column offsets; without merging FMAs zero where the column is outside, as the input is."""
-    v, taps = columns.v, Taps()
-    for row in tile.row_taps():
-        for offset, pairs in shifts.items():
-            for _, column in pairs:
-                weight = weights.tap(row, column)
-                for vector in range(tile.vectors):
-                    exist = None if tile.merges else columns.exist(offset, vector)
-                    taps[row, column, vector] = weight if exist is None else v.builder.select(exist, weight, v.zero())
-    return taps
-
-
-def _add_row(
-    tile: Tile, columns: Columns, taps: Taps, row: Value, shifts: Shifts, reaches: list[Reach], acc: list[Value]
-) -> None:
-    """Add what some column offsets of one input row give to every sum that reads them."""
-    v, seen = columns.v, dict[int, Value]()
-    for turn, (offset, pairs) in enumerate(tile.shifts().items()):
-        if offset not in shifts:
-            continue
-        split = turn % tile.splits * tile.sums
-        inputs = [columns.load(row, offset, vector, seen) for vector in range(tile.vectors)]
-        for reach in reaches:
-            for phase, tap in pairs:
-                for vector, value in enumerate(inputs):
-                    place = split + tile.place(reach.row, reach.phase, vector, phase)
-                    exist = columns.exist(offset, vector) if tile.merges else None
-                    acc[place] = v.fma(value, taps[reach.tap, tap, vector], acc[place], exist)
-
-
 def field_or_fixed(builder: Any, spec: Spec, task: Value, name: str) -> Value:
     """A number of the task, wherever it is kept."""
     return int64(int(getattr(spec, name))) if spec.knows(name) else field(builder, spec, task, name)
-
-
-gather_inside, gather_array, gather_lanes = _gather("inside"), _gather("array"), _gather("lanes")
-
-
-def _finish(*, edge: bool) -> Any:
-    @intrinsic
-    def finish(typing: Any, task: Any, sums: Any, out: Any, other: Any, rows: Any, columns: Any) -> Any:
-        """Write the tile's sums: ``rows`` rows and ``columns`` columns of its output exist."""
-        spec, tile = task.spec, Tile(task.spec)
-
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            task_, sums_, out_, other_, rows_, columns_ = arguments
-            v = tile.vectors_of(builder)
-            store = Output(v, tile, field_or_fixed(builder, spec, task_, "tile_pitch"), columns_ if edge else None)
-            kinds = len(tile.row_phases)
-            for row in range(tile.rows * kinds):
-                with builder.if_then(builder.icmp_signed("<", int64(row), rows_), likely=True):
-                    for vector in range(tile.vectors):
-                        first = tile.place(row // kinds, row % kinds, vector, 0)
-                        parts = [
-                            _total(tile, builder, sums_, first + phase) for phase in range(len(tile.column_phases))
-                        ]
-                        store.write(parts, out_, other_, row, vector)
-            return context.get_dummy_value()
-
-        return types.none(task, sums, out, other, rows, columns), generate
-
-    return finish
-
-
-def _total(tile: Tile, builder: Any, sums: Value, place: int) -> Value:
-    """One vector of results."""
-    total = builder.extract_value(sums, place)
-    for split in range(1, tile.splits):
-        total = builder.fadd(total, builder.extract_value(sums, place + split * tile.sums), flags=("contract", "nsz"))
-    return total
-
-
-class Output:
-    """Where a tile's results go: activated, or times the chain rule's other factor."""
-
-    def __init__(self, v: Vectors, tile: Tile, pitch: Value, columns: Value | None) -> None:
-        self.v, self.tile, self.pitch, self.columns = v, tile, pitch, columns
-        spec = tile.spec
-        self.activation = str(spec.activation)
-        self.stored, self.other_stored = str(spec.out_type), str(spec.other_type)
-        self.step = int(spec.out_step)
-
-    def write(self, parts: list[Value], out: Value, other: Value, row: int, vector: int) -> None:
-        """The vectors of all column phases at one place of the tile."""
-        v = self.v
-        activated = [self._activate(z) for z in parts]
-        for k, value in enumerate(interleave(v, activated)):
-            column = (vector * len(parts) + k) * v.lanes
-            mask = None if self.columns is None else v.between(int64(0), v.builder.sub(self.columns, int64(column)))
-            if self.other_stored:
-                factor = self._at(other, row, column, self.other_stored)
-                value = v.builder.fmul(self._read(factor, mask), value, flags=("contract", "nsz"))
-            self._store(value, self._at(out, row, column, self.stored), mask)
-
-    def _activate(self, z: Value) -> Value:
-        if self.other_stored:
-            return activate.derivative(self.v, self.activation, z)
-        return activate.activate(self.v, self.activation, z)
-
-    def _at(self, origin: Value, row: int, column: int, stored: str) -> Value:
-        size = STORED[stored][1]
-        rows = self.v.builder.mul(self.pitch, int64(row * size))
-        return self.v.at(origin, rows, column * self.step * size)
-
-    def _read(self, address: Value, mask: Value | None) -> Value:
-        if self.step == 1:
-            return self.v.load(address, self.other_stored, mask)
-        return self.v.gather(address, int64(self.step * STORED[self.other_stored][1]), self.other_stored, mask)
-
-    def _store(self, value: Value, address: Value, mask: Value | None) -> None:
-        if self.step == 1:
-            self.v.store(value, address, self.stored, mask)
-        else:
-            self.v.scatter(value, address, int64(self.step * STORED[self.stored][1]), self.stored, mask)
-
-
-finish_inner, finish_edge = _finish(edge=False), _finish(edge=True)

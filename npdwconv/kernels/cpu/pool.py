@@ -7,8 +7,8 @@ late, however late, takes nothing. The launch waits for chunks that were taken, 
 busy with something else, it does all the work itself. It waits in compiled code, where no signal's handler can make it
 give up and free what helpers still use. Helpers look for the next launch for a moment, then sleep.
 
-A pool of OpenMP, which Numba's own parallel loops use, waits at a barrier for every thread: beside one other busy
-process, a network of fifty launches took 280 milliseconds instead of 4.
+A pool of OpenMP, which Numba's own parallel loops use, waits at a barrier for every thread: beside another busy process
+each launch may wait until the scheduler gives a thread its turn (docs/performance.md).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from npdwconv.kernels.cpu.spec import Spec
 
 BITS = 18  # of a chunk's number in a ticket: launch number, first chunk left, one past the last chunk left
 MASK = (1 << BITS) - 1
-PATIENCE = 2000  # times that a helper looks for work before it sleeps, about 100 microseconds
+PATIENCE = 100_000  # times that a helper looks for work before it sleeps: a millisecond, more than Python takes between
 POLITE = 4000  # times that a launch looks whether helpers are done before it offers its core to others
 WAKING = 2_000_000  # multiply-adds that are worth waking a helper for: 20 microseconds, most of them the caller's
 FAREWELL = 1.0  # seconds that the interpreter's end waits for a helper

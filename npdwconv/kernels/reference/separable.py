@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from npdwconv.activations import Activation
 from npdwconv.geometry import ConvGeometry
+from npdwconv.kernels.chain import empty_middle, separable_bwd_of
 from npdwconv.kernels.reference import depthwise, pointwise
 from npdwconv.kernels.reference.epilogue import bias_bwd
-from npdwconv.layouts import Array, shape_of
-from npdwconv.precision import accumulator
-
-
-def _middle(x: Array, weight: Array, g: ConvGeometry, layout: str) -> Array:
-    shape = shape_of(layout, x.shape[0], weight.shape[0], g.out)
-    return np.empty(shape, dtype=accumulator(x.dtype))
+from npdwconv.layouts import Array
 
 
 def separable_fwd(
@@ -30,51 +23,9 @@ def separable_fwd(
     activation: Activation | None,
 ) -> None:
     """out = pointwise(middle), middle = depthwise(x), each with its bias and activation."""
-    middle = _middle(x, depthwise_weight, g, layout)
+    middle = empty_middle(x, depthwise_weight, g, layout)
     depthwise.depthwise_fwd(x, depthwise_weight, depthwise_bias, middle, g, layout, depthwise_activation)
     pointwise.pointwise_fwd(middle, pointwise_weight, bias, out, layout, activation)
 
 
-def separable_bwd(
-    grad_out: Array,
-    x: Array,
-    depthwise_weight: Array,
-    depthwise_bias: Array | None,
-    pointwise_weight: Array,
-    bias: Array | None,
-    grad_x: Array | None,
-    grad_depthwise_weight: Array | None,
-    grad_depthwise_bias: Array | None,
-    grad_pointwise_weight: Array | None,
-    grad_bias: Array | None,
-    g: ConvGeometry,
-    layout: str,
-    depthwise_activation: Activation | None,
-    activation: Activation | None,
-) -> None:
-    """The chain rule through both stages; a gradient that is None is not computed."""
-    middle = _middle(x, depthwise_weight, g, layout)
-    grad_z = grad_out
-    if activation is not None or grad_pointwise_weight is not None:
-        depthwise.depthwise_fwd(x, depthwise_weight, depthwise_bias, middle, g, layout, depthwise_activation)
-    if activation is not None:
-        grad_z = np.empty(grad_out.shape, dtype=middle.dtype)
-        pointwise.pointwise_bwd_activation(grad_out, middle, pointwise_weight, bias, grad_z, layout, activation)
-    if grad_bias is not None:
-        bias_bwd(grad_z, grad_bias, layout)
-    if grad_pointwise_weight is not None:
-        pointwise.pointwise_bwd_weight(grad_z, middle, grad_pointwise_weight, layout)
-    if grad_x is None and grad_depthwise_weight is None and grad_depthwise_bias is None:
-        return
-    grad_middle = np.empty_like(middle)
-    pointwise.pointwise_bwd_input(grad_z, pointwise_weight, grad_middle, layout)
-    if depthwise_activation is not None:
-        depthwise.depthwise_bwd_activation(
-            grad_middle, x, depthwise_weight, depthwise_bias, grad_middle, g, layout, depthwise_activation
-        )
-    if grad_depthwise_bias is not None:
-        bias_bwd(grad_middle, grad_depthwise_bias, layout)
-    if grad_depthwise_weight is not None:
-        depthwise.depthwise_bwd_weight(grad_middle, x, grad_depthwise_weight, g, layout)
-    if grad_x is not None:
-        depthwise.depthwise_bwd_input(grad_middle, depthwise_weight, grad_x, g, layout)
+separable_bwd = separable_bwd_of(depthwise, pointwise, bias_bwd)
