@@ -39,6 +39,32 @@ def _last_tap(low: Any, size: Any, taps: Any, dilation: Any) -> Any:
 first_tap, last_tap = compiled(_first_tap), compiled(_last_tap)
 
 
+def _adder(row: Any) -> Any:
+    """What adds all taps to a tile, a ``row`` of them at a time: at an edge or not, so that only edges pay for masks."""
+
+    def add(
+        task: Any, sums: Any, source: Any, taps: Any, c: Any, before: Any, t0: Any, t1: Any, r0: Any, r1: Any
+    ) -> Any:
+        left = task.channels - c
+        for m in range(task.fold):
+            for t in range(t0, t1):
+                for r in range(r0, r1):
+                    plane = t * task.dilation_d * task.x_plane + r * task.dilation_h * task.x_row
+                    x = source + (m + plane) * task.x_size
+                    tap = ((t * task.kernel_h + r) * task.kernel_w) * task.weight_tap + m * task.weight_fold
+                    w = taps + tap * task.weight_size
+                    for s in range(0, task.kernel_w, task.taps_w):
+                        shift = s * task.dilation_w
+                        xs, ws = x + shift * task.x_pixel * task.x_size, w + s * task.weight_tap * task.weight_size
+                        sums = row(task, sums, xs, ws, c, left, before - shift, task.width + before - shift)
+        return sums
+
+    return compiled(add, inline="always")
+
+
+add_inside, add_at_edge = _adder(row_inside), _adder(row_at_edge)
+
+
 def _correlate(task: Any, item: Any) -> None:
     strip_block = item % task.channel_blocks
     rest = item // task.channel_blocks
@@ -62,27 +88,12 @@ def _correlate(task: Any, item: Any) -> None:
                 for c in range(strip, min(strip + task.strip, end), task.lanes):
                     left = task.channels - c
                     sums = start(task, task.bias + c * task.bias_size, left)
-                    for m in range(task.fold):
-                        source = task.x + (corner + c * task.fold // task.repeat + m) * task.x_size
-                        taps = task.weight + (m * task.weight_fold + c) * task.weight_size
-                        for t in range(t0, t1):
-                            for r in range(r0, r1):
-                                x = (
-                                    source
-                                    + (t * task.dilation_d * task.x_plane + r * task.dilation_h * task.x_row)
-                                    * task.x_size
-                                )
-                                w = taps + (t * task.kernel_h + r) * task.kernel_w * task.weight_tap * task.weight_size
-                                for s in range(0, task.kernel_w, task.taps_w):
-                                    shift = s * task.dilation_w
-                                    xs = x + shift * task.x_pixel * task.x_size
-                                    ws = w + s * task.weight_tap * task.weight_size
-                                    if before <= 0 and reach < task.width:
-                                        sums = row_inside(task, sums, xs, ws, c, left, 0, 0)
-                                    else:
-                                        sums = row_at_edge(
-                                            task, sums, xs, ws, c, left, before - shift, task.width + before - shift
-                                        )
+                    source = task.x + (corner + c * task.fold // task.repeat) * task.x_size
+                    taps = task.weight + c * task.weight_size
+                    if before <= 0 and reach < task.width:
+                        sums = add_inside(task, sums, source, taps, c, before, t0, t1, r0, r1)
+                    else:
+                        sums = add_at_edge(task, sums, source, taps, c, before, t0, t1, r0, r1)
                     finish(
                         task,
                         sums,

@@ -29,9 +29,9 @@ from npdwconv.kernels.watchers import Compiling, tell
 OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
 
 
-def compiled(function: Callable[..., Any]) -> Any:
-    """``function`` for kernels to call, and for nobody else."""
-    return njit(**OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True})(function)
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """``function`` for kernels to call, and for nobody else; ``options`` are those of `numba.njit`."""
+    return njit(**OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}, **options)(function)
 
 
 class Kernel:
