@@ -40,7 +40,7 @@ first_tap, last_tap = compiled(_first_tap), compiled(_last_tap)
 
 
 def _adder(row: Any) -> Any:
-    """What adds all taps to a tile, a ``row`` of them at a time: at an edge or not, so that only edges pay for masks."""
+    """What adds all taps to a tile, a ``row`` of them at a time: one for edges, so that only these pay for masks."""
 
     def add(
         task: Any, sums: Any, source: Any, taps: Any, c: Any, before: Any, t0: Any, t1: Any, r0: Any, r1: Any
