@@ -9,6 +9,7 @@ import numpy as np
 
 from npdwconv.arguments import check_allocatable, check_depthwise_shape, check_multiplier, check_rank, shape_tuple
 from npdwconv.dispatch import kernel
+from npdwconv.geometry import ConvGeometry
 from npdwconv.layouts import Array, shape_of, spelled, split_shape
 from npdwconv.plans import (
     NEEDS,
@@ -20,13 +21,32 @@ from npdwconv.plans import (
     depthwise_plan,
     forward,
     open_call,
+    recall_key,
+    remember,
 )
+
+_settled: dict[Any, ConvGeometry] = {}
 
 
 def _input_grad(
     name: str, rank: int, grad_out: Any, weight: Any, input_shape: Any, options: ConvOptions, backend: str | None
 ) -> Array:
     run = kernel(name, "depthwise_bwd_input", backend, grad_out, weight)
+    key = recall_key(name, (grad_out, weight), (*options[:-1], input_shape))
+    geometry = None if key is None else _settled.get(key)
+    grad_z, w, shape, layout = grad_out, weight, input_shape, options.layout
+    if geometry is None:
+        geometry, grad_z, w, shape, layout = _checked_input_grad(name, rank, grad_out, weight, input_shape, options)
+        if key is not None:
+            remember(_settled, key, geometry)
+    grad_x = np.empty(shape, dtype=grad_z.dtype)
+    run(grad_z, w[:, 0], grad_x, geometry, layout)
+    return grad_x
+
+
+def _checked_input_grad(
+    name: str, rank: int, grad_out: Any, weight: Any, input_shape: Any, options: ConvOptions
+) -> tuple[ConvGeometry, Array, Array, tuple[int, ...], str]:
     call = open_call(name, options.layout)
     with call.explained():
         grad_z = call.activations("grad_out", grad_out, rank)
@@ -39,15 +59,28 @@ def _input_grad(
         needed = shape_of(call.layout, batch, w.shape[0], geometry.out)
         call.require("grad_out", grad_z, needed, f"the result's shape for an input of shape {shape}")
         check_allocatable(shape_of(call.layout, batch, channels, geometry.padded), w.itemsize)
-    grad_x = np.empty(shape, dtype=grad_z.dtype)
-    run(grad_z, w, grad_x, geometry, call.layout)
-    return grad_x
+    return geometry, grad_z, call.operands["weight"], shape, call.layout
 
 
 def _weight_grad(
     name: str, rank: int, grad_out: Any, x: Any, weight_shape: Any, options: ConvOptions, backend: str | None
 ) -> Array:
     run = kernel(name, "depthwise_bwd_weight", backend, grad_out, x)
+    key = recall_key(name, (grad_out, x), (*options[:-1], weight_shape))
+    geometry = None if key is None else _settled.get(key)
+    grad_z, xs, shape, layout = grad_out, x, weight_shape, options.layout
+    if geometry is None:
+        geometry, grad_z, xs, shape, layout = _checked_weight_grad(name, rank, grad_out, x, weight_shape, options)
+        if key is not None:
+            remember(_settled, key, geometry)
+    grad_weight = np.empty(shape, dtype=grad_z.dtype)
+    run(grad_z, xs, grad_weight[:, 0], geometry, layout)
+    return grad_weight
+
+
+def _checked_weight_grad(
+    name: str, rank: int, grad_out: Any, x: Any, weight_shape: Any, options: ConvOptions
+) -> tuple[ConvGeometry, Array, Array, tuple[int, ...], str]:
     call = open_call(name, options.layout)
     with call.explained():
         grad_z = call.activations("grad_out", grad_out, rank)
@@ -60,9 +93,7 @@ def _weight_grad(
         needed = shape_of(call.layout, batch, shape[0], geometry.out)
         call.require("grad_out", grad_z, needed, f"the result's shape for a weight of shape {shape}")
         check_allocatable(shape, xs.itemsize)
-    grad_weight = np.empty(shape, dtype=grad_z.dtype)
-    run(grad_z, xs, grad_weight[:, 0], geometry, call.layout)
-    return grad_weight
+    return geometry, grad_z, xs, shape, call.layout
 
 
 class DepthwiseConv(Protocol):

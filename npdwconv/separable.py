@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from npdwconv.activations import Activation
 from npdwconv.arguments import check_allocatable
 from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, shape_of, spelled
 from npdwconv.options import needed_names
-from npdwconv.plans import ConvOptions, DepthwisePlan, Needs, activation_named, depthwise_plan, empty_grads
+from npdwconv.plans import (
+    ConvOptions,
+    DepthwisePlan,
+    Needs,
+    activation_named,
+    depthwise_plan,
+    empty_grads,
+    given,
+    recall_key,
+    remember,
+)
 
 
 class SeparableGrads(NamedTuple):
@@ -27,8 +38,7 @@ class SeparableGrads(NamedTuple):
 SEPARABLE_NEEDS = SeparableGrads._fields
 
 
-@dataclass(frozen=True)
-class SeparablePlan:
+class SeparablePlan(NamedTuple):
     """A checked separable call: the depthwise plan, the pointwise operands (weight as (K, C·M)), the result's shape."""
 
     depthwise: DepthwisePlan
@@ -39,6 +49,9 @@ class SeparablePlan:
     weight_shape: tuple[int, ...]
 
 
+_settled: dict[Any, tuple[Activation | None, tuple[int, ...]]] = {}
+
+
 def _plan(
     name: str,
     rank: int,
@@ -46,8 +59,23 @@ def _plan(
     options: ConvOptions,
     activation: Any,
 ) -> SeparablePlan:
-    x, depthwise_weight, depthwise_bias, pointwise_weight, bias = operands
+    """Check a separable call and plan it; a call like one that was checked before is not checked again."""
+    key = recall_key(name, operands, (*options[:-1], activation))
+    known = None if key is None else _settled.get(key)
+    x, depthwise_weight, depthwise_bias, weight, bias = operands
     stage = depthwise_plan(name, rank, x, depthwise_weight, depthwise_bias, options, stage="depthwise_")
+    if known is None:
+        plan = _checked_plan(stage, weight, bias, activation)
+        if key is not None:
+            remember(_settled, key, (plan.activation, plan.shape))
+        return plan
+    stage.call.operands["pointwise_weight"] = weight
+    if bias is not None:
+        stage.call.operands["bias"] = bias
+    return SeparablePlan(stage, weight.reshape(weight.shape[:2]), bias, *known, weight.shape)
+
+
+def _checked_plan(stage: DepthwisePlan, pointwise_weight: Any, bias: Any, activation: Any) -> SeparablePlan:
     call = stage.call
     with call.explained():
         weight = call.pointwise_weight("pointwise_weight", pointwise_weight, stage.weight.shape[0])
@@ -158,8 +186,7 @@ def _separable(rank: int) -> SeparableConv:
         options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
         plan = _plan(name, rank, operands, options, activation)
         first = plan.depthwise
-        with first.call.explained():
-            result = first.call.result(out, plan.shape)
+        result = np.empty(plan.shape, first.x.dtype) if out is None else given(first.call, out, plan.shape)
         stages = (first.weight, first.bias, plan.weight, plan.bias)
         run(first.x, *stages, result, first.geometry, first.call.layout, first.activation, plan.activation)
         return result

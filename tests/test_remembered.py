@@ -1,0 +1,75 @@
+"""A call like one that was checked before is not checked again: nothing else may pass for like it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import npdwconv as n
+
+X, W, P = np.ones((1, 2, 5, 5), np.float32), np.ones((2, 1, 3, 3), np.float32), np.ones((4, 2), np.float32)
+
+CALLS = {
+    "forward": lambda x=X, w=W, **options: n.depthwise_conv2d(x, w, **options),
+    "backward": lambda x=X, w=W, **options: (
+        n.depthwise_conv2d_backward(np.ones((1, 2, 3, 3), np.float32), x, w, **options).x
+    ),
+    "input_grad": lambda x=X, w=W, **options: n.depthwise_conv2d_input_grad(
+        np.ones((1, 2, 3, 3), x.dtype), w, x.shape, **options
+    ),
+    "weight_grad": lambda x=X, w=W, **options: n.depthwise_conv2d_weight_grad(
+        np.ones((1, 2, 3, 3), w.dtype), x, w.shape, **options
+    ),
+    "separable": lambda x=X, w=W, **options: n.separable_conv2d(x, w, P, **options),
+}
+each = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@each
+@pytest.mark.parametrize("option", ["stride", "dilation"])
+@pytest.mark.parametrize("value", [True, 1.0])
+def test_an_equal_value_that_is_no_int_is_refused(call, option, value):
+    call(**{option: 1})
+    with pytest.raises(n.OptionError, match=option):
+        call(**{option: value})
+
+
+@each
+def test_other_shapes_and_dtypes_are_checked(call):
+    call()
+    with pytest.raises(n.DTypeError):
+        call(x=X.astype(np.float64))
+    with pytest.raises(n.ShapeError):
+        call(w=np.ones((3, 1, 3, 3), np.float32))
+    with pytest.raises(n.DTypeError):
+        call(x=X.astype(">f4"))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_mask_is_not_ignored(name):
+    """A masked array's shape and dtype are those of the call before."""
+    CALLS[name]()
+    masked = {"x": np.ma.masked_array(X)} if name == "weight_grad" else {"w": np.ma.masked_array(W)}
+    with pytest.raises(n.DTypeError, match="masked"):
+        CALLS[name](**masked)
+
+
+@each
+def test_the_second_result_is_the_first(call):
+    assert np.array_equal(call(padding=0), call(padding=[0, 0]))
+    assert np.array_equal(call(padding=0), call(padding=0))
+
+
+def test_an_input_shape_of_other_types():
+    grad = np.ones((1, 2, 3, 3), np.float32)
+    n.depthwise_conv2d_input_grad(grad, W, (1, 2, 5, 5))
+    with pytest.raises(n.OptionError, match="input_shape"):
+        n.depthwise_conv2d_input_grad(grad, W, (True, 2, 5, 5))
+
+
+def test_out_is_checked_every_time():
+    out = np.empty((1, 2, 3, 3), np.float32)
+    n.depthwise_conv2d(X, W, out=out)
+    out.flags.writeable = False
+    with pytest.raises(n.OptionError, match="read-only"):
+        n.depthwise_conv2d(X, W, out=out)
