@@ -106,6 +106,18 @@ class Call:
         self._check_writable(out)
         return out
 
+    def fits_plainly(self, out: Any, shape: tuple[int, ...]) -> bool:
+        """Whether ``out`` passes every check of `result`, as seen at a glance: a plain array far from every operand."""
+        if type(out) is not np.ndarray or out.shape != shape:
+            return False
+        flags = out.flags
+        if not (flags.c_contiguous and flags.writeable):
+            return False
+        for array in self.operands.values():
+            if out.dtype != array.dtype or np.may_share_memory(out, array):
+                return False
+        return True
+
     def _check_writable(self, out: Array) -> None:
         if not out.flags.writeable:
             raise OptionError("out is read-only; needed an array that can be written to")

@@ -43,7 +43,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 _VARIABLE = "NPDWCONV_BACKEND"
-_kernels: dict[tuple[str | None, ...], Kernel] = {}  # what was chosen for host arrays, by all that a choice depends on
+_kernels: dict[Any, tuple[Kernel, ...]] = {}  # what was chosen for host arrays, by all that a choice depends on
 _context: ContextVar[str | None] = ContextVar("npdwconv_backend", default=None)
 
 
@@ -108,13 +108,22 @@ def explain_backend(x: Any = None, *, backend: str | None = None) -> BackendChoi
 
 def kernel(operator: str, operation: str, backend: str | None, *operands: Any) -> Kernel:
     """The kernel of ``operation`` on the backend that a call of ``operator`` takes."""
-    x = next((o for o in operands if type(o) is not np.ndarray and on_device(o)), None)
+    return kernels(operator, (operation,), backend, *operands)[0]
+
+
+def kernels(operator: str, operations: tuple[str, ...], backend: str | None, *operands: Any) -> tuple[Kernel, ...]:
+    """The kernels of several operations on the backend that a call of ``operator`` takes."""
+    x = None
+    for operand in operands:
+        if operand is not None and type(operand) is not np.ndarray and on_device(operand):
+            x = operand
+            break
     if x is not None or not isinstance(backend, str | None):
-        return _chosen(operator, operation, backend, x)
-    key = (operation, backend, _context.get(), os.environ.get(_VARIABLE))
+        return tuple(_chosen(operator, operation, backend, x) for operation in operations)
+    key = (operations, backend, _context.get(), os.environ.get(_VARIABLE))
     found = _kernels.get(key)
     if found is None:
-        found = _kernels[key] = _chosen(operator, operation, backend, x)
+        found = _kernels[key] = tuple(_chosen(operator, operation, backend, x) for operation in operations)
     return found
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from npdwconv.activations import ACTIVATIONS, Activation
 from npdwconv.arguments import Call, check_allocatable, check_multiplier
-from npdwconv.dispatch import Kernel, kernel
+from npdwconv.dispatch import Kernel, kernels
 from npdwconv.geometry import ConvGeometry, conv_geometry, transpose_geometry
 from npdwconv.layouts import LAYOUTS, Array, shape_of, split_shape
 from npdwconv.options import PADDING_MODES, needed_names, one_of, padding_form, per_axis
@@ -18,7 +18,7 @@ from npdwconv.precision import accumulator
 Needs = str | Iterable[str]
 NEEDS = ("x", "weight", "bias")
 
-_PLAIN = (int, str, type(None))
+_PLAIN = {int, str, type(None)}
 _MOST_REMEMBERED = 4096
 
 
@@ -120,7 +120,7 @@ def recall_key(name: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> 
 
     Only NumPy's own arrays and plain ints, strings and tuples of them count: ``True == 1``, but only one is a stride.
     """
-    if not all(map(_is_plain, options)):
+    if not _plain(options):
         return None
     parts: list[Any] = [name, options]
     for array in arrays:
@@ -140,9 +140,12 @@ def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
     memory[key] = value
 
 
-def _is_plain(value: Any) -> bool:
-    kind = type(value)
-    return kind in _PLAIN or (kind is tuple and all(map(_is_plain, value)))
+def _plain(values: tuple[Any, ...]) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind not in _PLAIN and not (kind is tuple and _plain(value)):
+            return False
+    return True
 
 
 def _checked_plan(
@@ -174,6 +177,8 @@ def forward(run: Kernel, plan: DepthwisePlan, out: Any) -> Array:
 
 def given(call: Call, out: Any, shape: tuple[int, ...]) -> Array:
     """``out``, checked to fit a result of ``shape``."""
+    if call.fits_plainly(out, shape):
+        return cast(Array, out)
     with call.explained():
         return call.result(out, shape)
 
@@ -181,7 +186,7 @@ def given(call: Call, out: Any, shape: tuple[int, ...]) -> Array:
 def backward_kernels(operator: str, family: str, backend: str | None, *operands: Any) -> BackwardKernels:
     """The kernels that a backward of ``family`` (depthwise, transpose or pointwise) is made of."""
     parts = (f"{family}_bwd_activation", f"{family}_bwd_input", f"{family}_bwd_weight", "bias_bwd")
-    return BackwardKernels(*(kernel(operator, part, backend, *operands) for part in parts))
+    return BackwardKernels(*kernels(operator, parts, backend, *operands))
 
 
 def backward(run: BackwardKernels, plan: DepthwisePlan, grad_out: Any, needs: Needs) -> Grads:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 from npdwconv.options import integer
 
@@ -31,7 +32,7 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads kernels may use: what `set_num_threads` said, else the cores this process may run on.
+    """How many threads kernels may use: what `set_num_threads` said, else the cores that this process may run on.
 
     >>> import npdwconv
     >>> npdwconv.get_num_threads() >= 1
@@ -52,6 +53,7 @@ def one_thread() -> Iterator[None]:
         _alone.reset(token)
 
 
+@cache
 def usable_cores() -> int:
-    """Cores this process may run on."""
+    """Cores this process might run on when it was first asked: the system's answer takes as long as a tiny launch."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

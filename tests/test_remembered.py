@@ -73,3 +73,41 @@ def test_out_is_checked_every_time():
     out.flags.writeable = False
     with pytest.raises(n.OptionError, match="read-only"):
         n.depthwise_conv2d(X, W, out=out)
+
+
+@pytest.mark.parametrize(
+    ("grid", "error"), [((True, 4), n.OptionError), ((1.0, 4), n.OptionError), ((2, 4), n.ShapeError)]
+)
+def test_another_grid_is_checked(grid, error):
+    tokens = np.ones((1, 4, 2), np.float32)
+    first = n.depthwise_conv_tokens(tokens, W, grid=(1, 4))
+    assert np.array_equal(first, n.depthwise_conv_tokens(tokens, W, grid=(1, 4)))
+    with pytest.raises(error, match="grid"):
+        n.depthwise_conv_tokens(tokens, W, grid=grid)
+
+
+@pytest.mark.parametrize("name", ["depthwise_conv2d", "depthwise_conv_tokens", "pointwise_conv"])
+def test_a_result_array_is_checked_each_time(name):
+    """A call that passed with one ``out`` says nothing of another."""
+    memory = np.ones((1, 25 * 8), np.float32)
+    x = memory[:, :100].reshape(1, 25, 4) if name == "depthwise_conv_tokens" else memory[:, :100].reshape(1, 4, 5, 5)
+    weight = np.ones((4, 4), np.float32) if name == "pointwise_conv" else np.ones((4, 1, 3, 3), np.float32)
+    options = {"depthwise_conv2d": {"padding": 1}, "depthwise_conv_tokens": {"grid": (5, 5)}, "pointwise_conv": {}}[
+        name
+    ]
+    call = getattr(n, name)
+    good = memory[:, 100:].reshape(x.shape)
+    assert call(x, weight, out=good, **options) is good
+    locked = np.ones_like(x)
+    locked.flags.writeable = False
+    half = memory[:, 50:150].reshape(x.shape)
+    double = np.ones(x.shape, np.float64)
+    for bad, found in ((x, n.OptionError), (half, n.OptionError), (locked, n.OptionError), (double, n.DTypeError)):
+        kept = bad.copy()
+        with pytest.raises(found, match="out"):
+            call(x, weight, out=bad, **options)
+        assert np.array_equal(bad, kept)
+    with pytest.raises(n.ShapeError, match="out"):
+        call(x, weight, out=np.ones((1, *x.shape), np.float32), **options)
+    turned = np.ones(x.shape[::-1], np.float32).T
+    assert np.array_equal(call(x, weight, out=turned, **options), call(x, weight, out=good, **options))

@@ -56,8 +56,8 @@ def copy(size: int, items: int, *, streaming: bool = False) -> Ceiling:
 
 
 def _aligned(size: int) -> Any:
-    """An array that begins with a cache line, its pages touched."""
-    raw = np.zeros(size + 64, np.uint8)
+    """An array that begins with a cache line, every page of it written: unwritten ones are one page of zeros."""
+    raw = np.full(size + 64, 1, np.uint8)
     return raw[-raw.ctypes.data % 64 :][:size].view(np.float32)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from npdwconv.kernels.cpu.compilation import OPTIONS, Kernel, compiled
-from npdwconv.kernels.cpu.pool import run, sealed
+from npdwconv.kernels.cpu.pool import run, run_alone, sealed
 from npdwconv.kernels.cpu.spec import Fixed, Spec
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
@@ -43,13 +43,18 @@ class Launch:
         self._addresses = struct.Struct(f"{len(pointers)}q").pack
         self.numbers = struct.pack(f"{len(numbers)}q", *numbers.values())
         self.entry = kernel.entry(self.spec) if items else 0
+        self._alone = sealed(self.entry, b"", items, 1)
 
     def __call__(self, *arrays: Array | None) -> None:
         """Run over these arrays, which must be as the numbers say: nothing here is checked."""
         if not self.items:
             return
         block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self.numbers
-        run(self.entry, block, self.items, self._threads(), self.work)
+        threads = self._threads()
+        if threads == 1:
+            run_alone(self._alone + block)
+        else:
+            run(self.entry, block, self.items, threads, self.work)
 
     def bound(self, *arrays: Array | None) -> bytes:
         """This launch over these arrays for `pool.run_all`, as long as they live."""

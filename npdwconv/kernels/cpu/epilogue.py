@@ -137,7 +137,7 @@ def bias_bwd(grad_z: Array, grad_bias: Array, layout: str) -> None:
         grad_bias[...] = 0
         return
     dense, z = target(grad_bias), plain(grad_z)
-    first, second, chunks = _plan(z.shape, z.dtype.name, dense.dtype.name, layout)
+    first, second, chunks = _plan(z.shape, z.dtype, dense.dtype, layout)
     if second is None:
         first(z, dense)
     else:
@@ -148,9 +148,12 @@ def bias_bwd(grad_z: Array, grad_bias: Array, layout: str) -> None:
 
 
 @lru_cache(maxsize=512)
-def _plan(shape: tuple[int, ...], stored: str, out_type: str, layout: str) -> tuple[Launch, Launch | None, int]:
+def _plan(
+    shape: tuple[int, ...], read: np.dtype[Any], written: np.dtype[Any], layout: str
+) -> tuple[Launch, Launch | None, int]:
     """What sums chunks, what adds the chunks' sums if there are several, and how many there are."""
     batch, channels, spatial = split_shape(layout, shape)
+    stored, out_type = read.name, written.name
     dtype = STORED[stored][2]
     if layout == "channels_first":
         block = max(1, BLOCK // (channels * prod(spatial)))

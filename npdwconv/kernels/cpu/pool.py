@@ -314,7 +314,12 @@ def run(entry: int, block: bytes, items: int, count: int, work: int = WAKING) ->
         finally:
             pool.free.release()
     else:
-        functions().serial(sealed(entry, block, items, 1), 0)
+        run_alone(sealed(entry, block, items, 1))
+
+
+def run_alone(block: bytes) -> None:
+    """Run a launch that was `sealed`, by the calling thread."""
+    functions().serial(block, 0)
 
 
 def run_all(blocks: Sequence[bytes], count: int) -> None:
@@ -330,7 +335,7 @@ def run_all(blocks: Sequence[bytes], count: int) -> None:
             pool.free.release()
     else:
         for block in blocks:
-            functions().serial(block, 0)
+            run_alone(block)
 
 
 def sealed(entry: int, block: bytes, items: int, count: int, state: int = 0) -> bytes:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -41,7 +41,7 @@ def correlate(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: s
         grad_weight[...] = 0
         return
     dense, z, x = target(grad_weight), plain(z), plain(x)
-    _plan(z.shape, x.shape, (z.dtype.name, x.dtype.name, dense.dtype.name), g.axes, layout)(z, x, dense)
+    _plan(z.shape, x.shape, (z.dtype, x.dtype, dense.dtype), g.axes, layout)(z, x, dense)
     deliver(dense, grad_weight)
 
 
@@ -175,10 +175,11 @@ class _Job(NamedTuple):
 def _plan(
     z_shape: tuple[int, ...],
     x_shape: tuple[int, ...],
-    stored: tuple[str, str, str],
+    dtypes: tuple[np.dtype[Any], np.dtype[Any], np.dtype[Any]],
     axes: tuple[Axis, ...],
     layout: str,
 ) -> _Plan:
+    stored = dtypes[0].name, dtypes[1].name, dtypes[2].name
     batch, z_channels, _ = split_shape(layout, z_shape)
     missing = (Axis(1, 1, 1, 1, 1, 0, 0),) * (3 - len(axes))
     job = _Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))
