@@ -35,7 +35,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "pointwise_bwd_activation": ("pointwise", ("reference", "numba")),
     "pointwise_bwd_input": ("pointwise", ("reference", "numba")),
     "pointwise_bwd_weight": ("pointwise", ("reference", "numba")),
-    "pointwise_panels": ("pointwise", ("numba",)),
+    "pointwise_panels": ("pointwise", ("reference", "numba")),
     "separable_fwd": ("separable", ("reference", "numba")),
     "separable_bwd": ("separable", ("reference", "numba")),
     "bias_bwd": ("epilogue", ("reference", "numba")),

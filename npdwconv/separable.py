@@ -52,7 +52,7 @@ class SeparablePlan(NamedTuple):
 _settled: dict[Any, tuple[Activation | None, tuple[int, ...]]] = {}
 
 
-def _plan(
+def separable_plan(
     name: str,
     rank: int,
     operands: tuple[Any, Any, Any, Any, Any],
@@ -184,7 +184,7 @@ def _separable(rank: int) -> SeparableConv:
         operands = (x, depthwise_weight, depthwise_bias, pointwise_weight, bias)
         run = kernel(name, "separable_fwd", backend, *operands)
         options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
-        plan = _plan(name, rank, operands, options, activation)
+        plan = separable_plan(name, rank, operands, options, activation)
         first = plan.depthwise
         result = np.empty(plan.shape, first.x.dtype) if out is None else given(first.call, out, plan.shape)
         stages = (first.weight, first.bias, plan.weight, plan.bias)
@@ -241,7 +241,7 @@ def _separable_backward(rank: int) -> SeparableConvBackward:
         operands = (x, depthwise_weight, depthwise_bias, pointwise_weight, bias)
         run = kernel(name, "separable_bwd", backend, *operands, grad_out)
         options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
-        plan = _plan(name, rank, operands, options, activation)
+        plan = separable_plan(name, rank, operands, options, activation)
         first, call = plan.depthwise, plan.depthwise.call
         with call.explained():
             wanted = needed_names(needs, SEPARABLE_NEEDS)

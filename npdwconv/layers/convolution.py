@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from npdwconv.depthwise import (
     depthwise_conv3d,
     depthwise_conv3d_backward,
 )
-from npdwconv.dispatch import TABLE, explain_backend, kernel
+from npdwconv.dispatch import kernels
 from npdwconv.errors import ShapeError
 from npdwconv.folding import fold_batchnorm
 from npdwconv.kernels.steps import Step, Window
@@ -27,9 +27,19 @@ from npdwconv.layers.initial import Rng, activation_name, uniform
 from npdwconv.layers.normalization import BatchNorm
 from npdwconv.layouts import LAYOUTS, Array
 from npdwconv.options import PADDING_MODES, integer, one_of, padding_form, per_axis
+from npdwconv.plans import ConvOptions, depthwise_plan, remember
 from npdwconv.pointwise import pointwise_conv, pointwise_conv_backward, pointwise_plan
 
 Padding = int | str | tuple[int | tuple[int, int], ...]
+Pack = Callable[[Array], Any]
+
+
+class Arranged(NamedTuple):
+    """A frozen forward, checked for inputs of one shape: its result's shape, and what its kernel is called with."""
+
+    shape: tuple[int, ...]
+    operands: tuple[Any, ...]
+    options: tuple[Any, ...]
 
 
 class Convolution(Layer):
@@ -45,6 +55,7 @@ class Convolution(Layer):
     kind: ClassVar[str]
     _operator: ClassVar[Callable[..., Array]]
     _adjoint: ClassVar[Callable[..., Any]]
+    _forward_kernel: ClassVar[str]
     _operands: ClassVar[dict[str, str]] = {"weight": "weight", "bias": "bias"}
     """The operator's names of its operands, and the parameters passed as them; the last two act on output channels."""
 
@@ -64,18 +75,43 @@ class Convolution(Layer):
         self.activation = activation_name("activation", activation)
         self.options = options
         self._params = Arrays(params)
-        self._packed: dict[str, Array | None] | None = None
+        self._packed: dict[str, Array | None] = {}
+        self._arranged: dict[Any, Arranged] = {}
+        self._panels: dict[Pack, Any] = {}
 
     def __repr__(self) -> str:
         kernel = f", kernel_size={self.kernel_size}" if self.kernel_size else ""
         return f"{type(self).__name__}({self.in_channels} -> {self.out_channels}{kernel})"
 
     def forward(self, x: Any) -> Array:
+        if self.frozen and type(x) is np.ndarray:
+            return self._forward_frozen(x)
         self._check_channels(x)
-        operands = self._current() if self._packed is None else self._packed
-        y = self._operator(x, **operands, **self._all_options())
+        y = self._operator(x, **self._current(), **self._all_options())
         self._keep(x)
         return y
+
+    def _forward_frozen(self, x: Array) -> Array:
+        """Nothing but ``x`` can change: what was checked for one is remembered for all of its shape and dtype."""
+        pack, run = kernels(type(self).__name__, ("pointwise_panels", self._forward_kernel), None, x)
+        key = x.shape, x.dtype, pack
+        arranged = self._arranged.get(key)
+        if arranged is None:
+            self._check_channels(x)
+            arranged = self._arrange(x, pack)
+            remember(self._arranged, key, arranged)
+        out = np.empty(arranged.shape, x.dtype)
+        run(x, *arranged.operands, out, *arranged.options)
+        return out
+
+    def _arrange(self, x: Array, pack: Pack) -> Arranged:
+        raise NotImplementedError
+
+    def _packed_once(self, weight: Array, pack: Pack) -> Any:
+        """A pointwise weight as the kernels of a backend want it."""
+        if pack not in self._panels:
+            self._panels[pack] = pack(weight)
+        return self._panels[pack]
 
     def backward(self, grad_out: Any) -> Array:
         (x,) = self._recall()
@@ -138,13 +174,14 @@ class Convolution(Layer):
         self._packed = {field: None if a is None else np.ascontiguousarray(a) for field, a in self._current().items()}
 
     def _unpack(self) -> None:
-        self._packed = None
+        self._packed, self._arranged, self._panels = {}, {}, {}
 
 
 class DepthwiseConv(Convolution):
     """Depthwise convolution in 1, 2 or 3 dimensions, by the classes that follow."""
 
     kind = "depthwise"
+    _forward_kernel = "depthwise_fwd"
     _rank: ClassVar[int]
 
     def __init__(
@@ -170,6 +207,11 @@ class DepthwiseConv(Convolution):
         params = uniform(rng, dtype, (outputs, 1, *kernel), bias)
         options = window(self._rank, stride, padding, dilation, padding_mode)
         super().__init__((inputs, outputs), kernel, params, layout, activation, options)
+
+    def _arrange(self, x: Array, pack: Pack) -> Arranged:
+        options = ConvOptions(**self._all_options())
+        plan = depthwise_plan(repr(self), self._rank, x, self._packed["weight"], self._packed["bias"], options)
+        return Arranged(plan.shape, (plan.weight, plan.bias), (plan.geometry, self.layout, plan.activation))
 
 
 class DepthwiseConv1d(DepthwiseConv):
@@ -224,6 +266,7 @@ class PointwiseConv(Convolution):
     """
 
     kind = "pointwise"
+    _forward_kernel = "pointwise_fwd"
     _operator = staticmethod(pointwise_conv)
     _adjoint = staticmethod(pointwise_conv_backward)
 
@@ -243,28 +286,12 @@ class PointwiseConv(Convolution):
         ones = (1,) * integer("spatial_rank", spatial_rank, least=0)
         params = uniform(rng, dtype, (*channels[::-1], *ones), bias)
         super().__init__(channels, ones, params, layout, activation, {})
-        self._panels: tuple[Any] | None = None
 
-    def forward(self, x: Any) -> Array:
-        if self._panels is None or explain_backend(x).backend not in TABLE["pointwise_panels"][1]:
-            return super().forward(x)
-        self._check_channels(x)
-        operands = self._current()
-        plan = pointwise_plan(repr(self), x, operands["weight"], operands["bias"], self.layout, self.activation)
-        out = np.empty(plan.shape, plan.x.dtype)
-        run = kernel(repr(self), "pointwise_fwd", None, x)
-        run(plan.x, self._panels[0], plan.bias, out, self.layout, plan.activation)
-        return out
-
-    def _pack(self) -> None:
-        super()._pack()
-        if explain_backend().backend in TABLE["pointwise_panels"][1]:
-            weight = self._params["weight"]
-            self._panels = (kernel(repr(self), "pointwise_panels", None)(weight.reshape(weight.shape[:2])),)
-
-    def _unpack(self) -> None:
-        super()._unpack()
-        self._panels = None
+    def _arrange(self, x: Array, pack: Pack) -> Arranged:
+        weight, bias = self._packed["weight"], self._packed["bias"]
+        plan = pointwise_plan(repr(self), x, weight, bias, self.layout, self.activation)
+        operands = self._packed_once(plan.weight, pack), plan.bias
+        return Arranged(plan.shape, operands, (self.layout, plan.activation))
 
     def steps(self) -> list[Step] | None:
         weight = self._params["weight"]

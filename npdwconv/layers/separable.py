@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from npdwconv.kernels.steps import Step
 from npdwconv.layers.base import join
-from npdwconv.layers.convolution import Convolution, Padding, window
+from npdwconv.layers.convolution import Arranged, Convolution, Pack, Padding, window
 from npdwconv.layers.initial import Rng, activation_name, uniform
 from npdwconv.layouts import Array
 from npdwconv.options import integer, per_axis
+from npdwconv.plans import ConvOptions
 from npdwconv.separable import (
     separable_conv1d,
     separable_conv1d_backward,
@@ -20,14 +21,31 @@ from npdwconv.separable import (
     separable_conv2d_backward,
     separable_conv3d,
     separable_conv3d_backward,
+    separable_plan,
 )
 
 
-class SeparableConv(Convolution):
+class _OnePass(Convolution):
+    """What the layers share that a separable convolution runs."""
+
+    _forward_kernel = "separable_fwd"
+    _rank: ClassVar[int]
+
+    def _arrange(self, x: Array, pack: Pack) -> Arranged:
+        given = {"depthwise_bias": None, **self._packed, **self._all_options()}
+        operands = x, *(given.pop(name) for name in ("depthwise_weight", "depthwise_bias", "pointwise_weight", "bias"))
+        activation = given.pop("activation")
+        options = ConvOptions(activation=given.pop("depthwise_activation", None), **given)
+        plan = separable_plan(repr(self), self._rank, operands, options, activation)
+        first = plan.depthwise
+        stages = first.weight, first.bias, self._packed_once(plan.weight, pack), plan.bias
+        return Arranged(plan.shape, stages, (first.geometry, self.layout, first.activation, plan.activation))
+
+
+class SeparableConv(_OnePass):
     """Depthwise and pointwise convolution in one pass, in 1, 2 or 3 dimensions, by the classes that follow."""
 
     kind = "separable"
-    _rank: ClassVar[int]
     _operands: ClassVar[dict[str, str]] = {
         "depthwise_weight": "depthwise.weight",
         "depthwise_bias": "depthwise.bias",
@@ -108,7 +126,7 @@ class SeparableConv3d(SeparableConv):
     _adjoint = staticmethod(separable_conv3d_backward)
 
 
-class StandardConv2d(Convolution):
+class StandardConv2d(_OnePass):
     """A standard (dense) convolution, with parameters ``weight`` (K, C, R, S), ``bias`` (K,), as ``torch.nn.Conv2d``.
 
     It is a separable one: give every channel R·S depthwise kernels, each 1 at one tap and 0 elsewhere, so that the
@@ -123,6 +141,7 @@ class StandardConv2d(Convolution):
     """
 
     kind = "standard"
+    _rank = 2
     _operator = staticmethod(separable_conv2d)
     _adjoint = staticmethod(separable_conv2d_backward)
     _operands: ClassVar[dict[str, str]] = {"pointwise_weight": "weight", "bias": "bias"}

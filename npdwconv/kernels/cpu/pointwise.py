@@ -31,7 +31,7 @@ class Packed:
     """A weight (K, C) and the panels made of it, each width once: what a frozen layer keeps."""
 
     def __init__(self, weight: Array) -> None:
-        self.weight = plain(weight)
+        self.weight, self.shape = plain(weight), weight.shape
         self._panels: dict[tuple[int, int, bool], Array] = {}
 
     def panels(self, packing: Packing) -> Array:
@@ -50,7 +50,7 @@ def packed(weight: Array, packing: Packing) -> Array:
 
 
 def pointwise_panels(weight: Array) -> Packed:
-    """A weight (K, C) packed for `pointwise_fwd`, which takes it in the weight's place."""
+    """A weight (K, C) packed for `pointwise_fwd` and `separable_fwd`, which take it in the weight's place."""
     return Packed(weight.copy())
 
 

@@ -14,6 +14,7 @@ from npdwconv.kernels.chain import empty_middle, separable_bwd_of
 from npdwconv.kernels.cpu import depthwise, pointwise
 from npdwconv.kernels.cpu.arrays import deliver, plain, target
 from npdwconv.kernels.cpu.epilogue import bias_bwd
+from npdwconv.kernels.cpu.pointwise import Packed, packed
 from npdwconv.kernels.cpu.strips import Strips, strips
 from npdwconv.kernels.reference.borders import pad_fwd
 from npdwconv.layouts import Array
@@ -27,7 +28,7 @@ def separable_fwd(
     x: Array,
     depthwise_weight: Array,
     depthwise_bias: Array | None,
-    pointwise_weight: Array,
+    pointwise_weight: Array | Packed,
     bias: Array | None,
     out: Array,
     g: ConvGeometry,
@@ -57,11 +58,12 @@ def separable_fwd(
 
 
 def _run(
-    plan: Strips, x: Array, first: tuple[Array, Array | None], second: tuple[Array, Array | None], out: Array
+    plan: Strips, x: Array, first: tuple[Array, Array | None], second: tuple[Array | Packed, Array | None], out: Array
 ) -> None:
-    written = target(out)
+    written, weight = target(out), second[0]
     biases = [None if bias is None else plain(bias) for _, bias in (first, second)]
-    plan.run(x, plain(first[0]), biases[0], plain(second[0]), biases[1], written)
+    panels = weight.panels(plan.packing) if isinstance(weight, Packed) else packed(plain(weight), plan.packing)
+    plan.run(x, plain(first[0]), biases[0], panels, biases[1], written)
     deliver(written, out)
 
 

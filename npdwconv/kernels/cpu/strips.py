@@ -85,12 +85,11 @@ class Strips(NamedTuple):
     middle: np.dtype[Any]
 
     def run(
-        self, x: Array, taps: Array, first_bias: Array | None, weight: Array, second_bias: Array | None, out: Array
+        self, x: Array, taps: Array, first_bias: Array | None, panels: Array, second_bias: Array | None, out: Array
     ) -> None:
-        """Run over arrays that are contiguous and aligned."""
-        packed, panels = (np.empty(p, dtype) for p, dtype in ((self.dense.packed, self.dense.dtype), self._panels()))
+        """Run over arrays that are contiguous and aligned, the pointwise weight packed."""
+        packed = np.empty(self.dense.packed, self.dense.dtype)
         self.dense.pack(taps, packed)
-        self.packing.launch(weight, panels)
         scratch = np.empty((self.launch.items, self.scratch), self.middle)
         first, second = self.first.copy(), self.second.copy()
         arrays = x, packed, first_bias
@@ -100,9 +99,6 @@ class Strips(NamedTuple):
         for place, array in zip(self.places[4:], (panels, second_bias), strict=True):
             second[:, place] = 0 if array is None else array.ctypes.data
         self.launch(first, second, scratch, out)
-
-    def _panels(self) -> tuple[int, str]:
-        return self.packing.size, self.packing.dtype
 
 
 @lru_cache(maxsize=256)

@@ -36,6 +36,11 @@ def _product(x: Array, weight: Array, bias: Array | None, layout: str, shape: tu
     return biased.reshape(shape)
 
 
+def pointwise_panels(weight: Array) -> Array:
+    """A weight (K, C) as `pointwise_fwd` takes it from a frozen layer: as it is."""
+    return weight
+
+
 @np.errstate(all="ignore")
 def pointwise_fwd(
     x: Array, weight: Array, bias: Array | None, out: Array, layout: str, activation: Activation | None
