@@ -3,9 +3,10 @@
 Whoever launches opens a *ticket*, one word that holds the launch's number and the range of chunks of items not yet
 taken, and takes chunks from its front; helpers take from its back, so neighbouring items stay with one thread. A chunk
 is taken by exchanging the ticket for a shorter one, which fails if anything about it has changed: a helper that comes
-late, however late, takes nothing. The launch waits for chunks that were taken, never for a thread: where the machine is
-busy with something else, it does all the work itself. It waits in compiled code, where no signal's handler can make it
-give up and free what helpers still use. Helpers look for the next launch for a moment, then sleep.
+late, however late, takes nothing. What a helper does not need it does not look at: a line of memory that two cores
+write and read costs a launch microseconds. The launch waits for chunks that were taken, never for a thread: where the
+machine is busy with something else, it does all the work itself. It waits in compiled code, where no signal's handler
+can make it give up and free what helpers still use. Helpers look for the next launch for a moment, then sleep.
 
 A pool of OpenMP, which Numba's own parallel loops use, waits at a barrier for every thread: beside another busy process
 each launch may wait until the scheduler gives a thread its turn (docs/performance.md).
@@ -40,8 +41,8 @@ POLITE = 4000  # times that a launch looks whether helpers are done before it of
 WAKING = 2_000_000  # multiply-adds that are worth waking a helper for: 20 microseconds, most of them the caller's
 FAREWELL = 1.0  # seconds that the interpreter's end waits for a helper
 
-# bytes of the shared state; each of the first two has a cache line of its own
-TICKET, DONE, ENTRY, BLOCK, ITEMS, CHUNK, COUNT = 0, 64, 128, 136, 144, 152, 160
+# bytes of the shared state: the ticket and what goes with it in one cache line, which a helper looks at, then DONE's
+TICKET, ENTRY, BLOCK, ITEMS, CHUNK, COUNT, DONE = 0, 8, 16, 24, 32, 40, 64
 HEADER = ("state", "entry", "items", "chunk", "chunks", "count")  # what precedes a kernel's own block
 HEADER_BYTES = 8 * len(HEADER)
 AT_ENTRY, AT_ITEMS, AT_CHUNK, AT_CHUNKS, AT_COUNT = range(1, len(HEADER))
@@ -64,6 +65,17 @@ def _read(typing: Any, address: Any) -> Any:
 def _write(typing: Any, address: Any, value: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.store_atomic(arguments[1], _pointer(builder, arguments[0]), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64), generate
+
+
+@intrinsic
+def _note(typing: Any, address: Any, value: Any) -> Any:
+    """Write what is read only by who sees a later `_write`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        builder.store_atomic(arguments[1], _pointer(builder, arguments[0]), "release", 8)
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64), generate
@@ -158,12 +170,12 @@ def _shared(state: Any, entry: Any, block: Any, items: Any, chunk: Any, chunks: 
     """Open a ticket, take chunks from its front, and wait for those that others took."""
     closed = ((_read(state + TICKET) >> (2 * BITS)) + 1) << (2 * BITS)
     _write(state + TICKET, closed)
-    _write(state + ENTRY, entry)
-    _write(state + BLOCK, block)
-    _write(state + ITEMS, items)
-    _write(state + CHUNK, chunk)
-    _write(state + COUNT, count)
-    _write(state + DONE, 0)
+    _note(state + ENTRY, entry)
+    _note(state + BLOCK, block)
+    _note(state + ITEMS, items)
+    _note(state + CHUNK, chunk)
+    _note(state + COUNT, count)
+    _note(state + DONE, 0)
     _write(state + TICKET, closed + chunks)
     while True:
         ticket = _read(state + TICKET)
@@ -211,9 +223,9 @@ def _help(task: Any, worker: Any) -> None:
     while idle < task.items:
         ticket = _read(state + TICKET)
         first, last = (ticket >> BITS) & MASK, ticket & MASK
-        entry, block, items = _read(state + ENTRY), _read(state + BLOCK), _read(state + ITEMS)
-        chunk, count = _read(state + CHUNK), _read(state + COUNT)
-        if first < last and worker < count:
+        if first < last and worker < _read(state + COUNT):
+            entry, block, items = _read(state + ENTRY), _read(state + BLOCK), _read(state + ITEMS)
+            chunk = _read(state + CHUNK)
             if _exchanged(state + TICKET, ticket, ticket - 1):
                 for item in range((last - 1) * chunk, min(last * chunk, items)):
                     _call(entry, block, item)
@@ -267,16 +279,20 @@ class _Pool:
         """Have ``count`` threads, the caller's among them; fewer where the system gives no more. A little work alone
         wakes none that sleep, but a series of launches does.
         """
-        with suppress(RuntimeError):  # a thread cannot be started
-            for number in range(len(self.helpers) + 1, count):
-                helper = _Helper(number, functions().help, self.place)
-                helper.start()
-                self.helpers.append(helper)
+        if len(self.helpers) < count - 1:
+            self._hire(count - 1)
         self.work += work
         if self.work >= WAKING:
             self.work = 0
             for helper in self.helpers[: count - 1]:
                 helper.wake()
+
+    def _hire(self, count: int) -> None:
+        with suppress(RuntimeError):  # a thread cannot be started
+            for number in range(len(self.helpers) + 1, count + 1):
+                helper = _Helper(number, functions().help, self.place)
+                helper.start()
+                self.helpers.append(helper)
 
     def close(self) -> None:
         """At the interpreter's end: launches that still come are serial, and no thread runs in code that goes away."""
