@@ -118,7 +118,7 @@ def kernels(operator: str, operations: tuple[str, ...], backend: str | None, *op
         if operand is not None and type(operand) is not np.ndarray and on_device(operand):
             x = operand
             break
-    if x is not None or not isinstance(backend, str | None):
+    if x is not None or not (backend is None or type(backend) is str):
         return tuple(_chosen(operator, operation, backend, x) for operation in operations)
     key = (operations, backend, _context.get(), os.environ.get(_VARIABLE))
     found = _kernels.get(key)

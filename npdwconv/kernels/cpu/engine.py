@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from npdwconv.kernels.cpu.compilation import OPTIONS, Kernel, compiled
-from npdwconv.kernels.cpu.pool import run, run_alone, sealed
+from npdwconv.kernels.cpu.pool import run, sealed
 from npdwconv.kernels.cpu.spec import Fixed, Spec
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
@@ -43,23 +43,24 @@ class Launch:
         self._addresses = struct.Struct(f"{len(pointers)}q").pack
         self.numbers = struct.pack(f"{len(numbers)}q", *numbers.values())
         self.entry = kernel.entry(self.spec) if items else 0
-        self._alone = sealed(self.entry, b"", items, 1)
+        self._heads: dict[int, bytes] = {}  # by the number of threads
 
     def __call__(self, *arrays: Array | None) -> None:
         """Run over these arrays, which must be as the numbers say: nothing here is checked."""
         if not self.items:
             return
-        block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self.numbers
         threads = self._threads()
-        if threads == 1:
-            run_alone(self._alone + block)
-        else:
-            run(self.entry, block, self.items, threads, self.work)
+        head = self._heads.get(threads)
+        if head is None:
+            head = self._heads[threads] = sealed(
+                self.entry, self.items, threads, len(arrays) if _OFFSET else 0, _OFFSET
+            )
+        holders = [0 if array is None else id(array) for array in arrays] if _OFFSET else map(_data, arrays)
+        run(head + self._addresses(*holders) + self.numbers, threads, self.work)
 
     def bound(self, *arrays: Array | None) -> bytes:
         """This launch over these arrays for `pool.run_all`, as long as they live."""
-        block = self._addresses(*[0 if array is None else _data(array) for array in arrays]) + self.numbers
-        return sealed(self.entry, block, self.items, self._threads())
+        return sealed(self.entry, self.items, self._threads()) + self._addresses(*map(_data, arrays)) + self.numbers
 
     def _threads(self) -> int:
         return 1 if self.work < SMALL else min(self.items, get_num_threads())
@@ -77,6 +78,8 @@ def _data_offset() -> int:
 _OFFSET = _data_offset()
 
 
-def _data(array: Array) -> int:
-    """The address of an array's first element."""
+def _data(array: Array | None) -> int:
+    """The address of an array's first element; 0 of None."""
+    if array is None:
+        return 0
     return ctypes.c_int64.from_address(id(array) + _OFFSET).value if _OFFSET else int(array.ctypes.data)

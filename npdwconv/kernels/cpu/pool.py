@@ -43,10 +43,11 @@ FAREWELL = 1.0  # seconds that the interpreter's end waits for a helper
 
 # bytes of the shared state: the ticket and what goes with it in one cache line, which a helper looks at, then DONE's
 TICKET, ENTRY, BLOCK, ITEMS, CHUNK, COUNT, DONE = 0, 8, 16, 24, 32, 40, 64
-HEADER = ("state", "entry", "items", "chunk", "chunks", "count")  # what precedes a kernel's own block
+HEADER = ("entry", "items", "chunk", "chunks", "count", "arrays", "offset")  # what precedes a kernel's own block
 HEADER_BYTES = 8 * len(HEADER)
-AT_ENTRY, AT_ITEMS, AT_CHUNK, AT_CHUNKS, AT_COUNT = range(1, len(HEADER))
+AT_ENTRY, AT_ITEMS, AT_CHUNK, AT_CHUNKS, AT_COUNT = range(5)
 _SPEC = Spec(HEADER, ())
+_header = struct.Struct(f"{len(HEADER)}q").pack
 
 
 def _pointer(builder: Any, address: Any) -> Any:
@@ -160,8 +161,21 @@ def _own_block(typing: Any, task: Any) -> Any:
     return types.int64(task), generate
 
 
-def _serial(task: Any, _: Any) -> None:
+def _found(task: Any) -> Any:
+    """The block, in place of its first ``arrays`` words that are addresses of objects those of their data."""
     block = _own_block(task)
+    for i in range(task.arrays):
+        holder = _word(block, i)
+        if holder != 0:
+            _note(block + 8 * i, _word(holder + task.offset, 0))
+    return block
+
+
+found = compiled(_found)
+
+
+def _serial(task: Any, _: Any) -> None:
+    block = found(task)
     for item in range(task.items):
         _call(task.entry, block, item)
 
@@ -198,12 +212,12 @@ def _shared(state: Any, entry: Any, block: Any, items: Any, chunk: Any, chunks: 
 shared = compiled(_shared)
 
 
-def _lead(task: Any, _: Any) -> None:
+def _lead(task: Any, state: Any) -> None:
     """Run a launch with the helpers."""
-    shared(task.state, task.entry, _own_block(task), task.items, task.chunk, task.chunks, task.count)
+    shared(state, task.entry, found(task), task.items, task.chunk, task.chunks, task.count)
 
 
-def _lead_all(task: Any, _: Any) -> None:
+def _lead_all(task: Any, state: Any) -> None:
     """Run the launches whose blocks' addresses follow the header, one after another; small ones alone."""
     addresses = _own_block(task)
     for step in range(task.items):
@@ -211,15 +225,15 @@ def _lead_all(task: Any, _: Any) -> None:
         entry, items, own = _word(block, AT_ENTRY), _word(block, AT_ITEMS), block + HEADER_BYTES
         count = min(_word(block, AT_COUNT), task.count)
         if count > 1:
-            shared(task.state, entry, own, items, _word(block, AT_CHUNK), _word(block, AT_CHUNKS), count)
+            shared(state, entry, own, items, _word(block, AT_CHUNK), _word(block, AT_CHUNKS), count)
         else:
             for item in range(items):
                 _call(entry, own, item)
 
 
 def _help(task: Any, worker: Any) -> None:
-    """Take chunks from the back of tickets, until there have been none for a while."""
-    state, idle = task.state, 0
+    """Take chunks from the back of tickets, until there have been none for a while; ``entry`` is the shared state's."""
+    state, idle = task.entry, 0
     while idle < task.items:
         ticket = _read(state + TICKET)
         first, last = (ticket >> BITS) & MASK, ticket & MASK
@@ -244,7 +258,7 @@ class _Helper(threading.Thread):
         self.asleep, self.dismissed, self.bell = False, False, threading.Lock()
         self.bell.acquire()
         self._number, self._help = number, help_
-        self._block = struct.pack(f"{len(HEADER)}q", state, 0, PATIENCE, 0, 0, 0)
+        self._block = _header(state, PATIENCE, 0, 0, 0, 0, 0)
 
     def run(self) -> None:
         while not self.dismissed:
@@ -317,8 +331,8 @@ if hasattr(os, "register_at_fork"):
 atexit.register(lambda: _pool.close())
 
 
-def run(entry: int, block: bytes, items: int, count: int, work: int = WAKING) -> None:
-    """Run the kernel at ``entry`` over ``items``, by ``count`` threads where no other launch has them.
+def run(launch: bytes, count: int, work: int = WAKING) -> None:
+    """Run a launch, `sealed` and with its block, by ``count`` threads where no other launch has them.
 
     ``work`` is its number of multiply-adds.
     """
@@ -326,41 +340,37 @@ def run(entry: int, block: bytes, items: int, count: int, work: int = WAKING) ->
     if count > 1 and pool.free.acquire(blocking=False):
         try:
             pool.gather(count, work)
-            functions().lead(sealed(entry, block, items, count, pool.place), 0)
+            functions().lead(launch, pool.place)
         finally:
             pool.free.release()
     else:
-        run_alone(sealed(entry, block, items, 1))
+        functions().serial(launch, 0)
 
 
-def run_alone(block: bytes) -> None:
-    """Run a launch that was `sealed`, by the calling thread."""
-    functions().serial(block, 0)
-
-
-def run_all(blocks: Sequence[bytes], count: int) -> None:
-    """Run launches that were `sealed`, one after another, with as little as possible between them."""
+def run_all(launches: Sequence[bytes], count: int) -> None:
+    """Run launches whose blocks hold addresses of data, one after another, with as little as possible between them."""
     pool = _pool
     if count > 1 and pool.free.acquire(blocking=False):
         try:
-            addresses = struct.pack(f"{len(blocks)}q", *map(_address, blocks))
-            whole = _header(pool.place, 0, len(blocks), 0, 0, count) + addresses
+            addresses = struct.pack(f"{len(launches)}q", *map(_address, launches))
+            whole = _header(0, len(launches), 0, 0, count, 0, 0) + addresses
             pool.gather(count, WAKING)
-            functions().lead_all(whole, 0)
+            functions().lead_all(whole, pool.place)
         finally:
             pool.free.release()
     else:
-        for block in blocks:
-            run_alone(block)
+        for launch in launches:
+            functions().serial(launch, 0)
 
 
-def sealed(entry: int, block: bytes, items: int, count: int, state: int = 0) -> bytes:
-    """A kernel's block behind its header: a launch that can be run."""
+def sealed(entry: int, items: int, count: int, arrays: int = 0, offset: int = 0) -> bytes:
+    """What precedes the block of a launch of the kernel at ``entry``.
+
+    The first ``arrays`` words of the block are the addresses of Python objects (or 0), which hold the address that the
+    kernel wants at ``offset``. They are replaced in the block: it must be a fresh one.
+    """
     chunk = -(-items // MASK) or 1
-    return _header(state, entry, items, chunk, -(-items // chunk), count) + block
-
-
-_header = struct.Struct(f"{len(HEADER)}q").pack
+    return _header(entry, items, chunk, -(-items // chunk), count, arrays, offset)
 
 
 def _address(block: bytes) -> int:
