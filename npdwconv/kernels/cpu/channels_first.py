@@ -191,12 +191,12 @@ def gather(
         out.dtype,
         None if other is None else other.dtype,
     )
-    for launch in _launches(plans.Call(source.shape, weight.shape, out.shape, dtypes, activation), passes):
+    for launch in launches(plans.Call(source.shape, weight.shape, out.shape, dtypes, activation), passes):
         launch(source, weight, bias, out, other)
 
 
 @lru_cache(maxsize=4096)
-def _launches(call: plans.Call, passes: tuple[Sweeps, ...]) -> tuple[Launch, ...]:
+def launches(call: plans.Call, passes: tuple[Sweeps, ...]) -> tuple[Launch, ...]:
     if not prod(call.out):
         return ()
     return tuple(_launch(plans.Plan(call, *axes)) for axes in plans.passes(call, passes))

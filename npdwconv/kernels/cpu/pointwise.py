@@ -176,7 +176,7 @@ def _plan(
     source, result = Strides(1, pixels, depth * pixels), Strides(pixels, 1, outs * pixels)
     across = Matrices(batch, pixels, outs, depth, source, weight, result, x_type, w_type, turned=True, **rest)
     along = Matrices(batch, outs, pixels, depth, weight, source, result, w_type, x_type, **rest)
-    if _cost(along, packs=True) >= _cost(across, packs=False):
+    if cheaper(along, across) is across:
         return _weight_packed(across, frozen)
     run = packing_product(along)
     return Plan(run.launch, along.dtype, scratch=run.scratch, weight_first=True)
@@ -188,6 +188,11 @@ def _weight_packed(m: Matrices, frozen: bool) -> Plan:
     if once is not None:
         return Plan(once.launch, m.dtype, scratch=once.scratch)
     return Plan(packed_product(m), m.dtype, packing(m))
+
+
+def cheaper(along: Matrices, across: Matrices) -> Matrices:
+    """Of the products of channels_first the cheaper: pixels are columns, or the results are turned."""
+    return across if _cost(along, packs=True) >= _cost(across, packs=False) else along
 
 
 def _cost(m: Matrices, *, packs: bool) -> float:

@@ -1,7 +1,7 @@
 """CPU kernels for separable convolution: depthwise, activation, pointwise. The middle value is never rounded.
 
-In channels_last a strip of rows goes through both kernels at once: the middle value of a strip stays in the second
-cache. Elsewhere, and where the middle value is small anyway, it is a few images that go through both.
+A strip of rows goes through both kernels at once: its middle value stays in the second cache. Where the middle value is
+small anyway, it is a few images that go through both.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def separable_fwd(
     first = depthwise_weight, depthwise_bias
     second = pointwise_weight, bias
     names = tuple("" if function is None else function.name for function in (depthwise_activation, activation))
-    if layout == "channels_last" and x.size and out.size:
-        source, inner = pad_fwd(x, g, 1)
+    if x.size and out.size:
+        source, inner = pad_fwd(x, g, 1 if layout == "channels_last" else 2)
         shapes = source.shape, pointwise_weight.shape
         types = x.dtype, depthwise_bias is not None, bias is not None
-        plan = strips(shapes, inner, types, names, get_num_threads())
+        plan = strips(layout, shapes, inner, types, names, get_num_threads())
         if plan is not None:
             _run(plan, plain(source), first, second, out)
             return
@@ -62,8 +62,10 @@ def _run(
 ) -> None:
     written, weight = target(out), second[0]
     biases = [None if bias is None else plain(bias) for _, bias in (first, second)]
-    panels = weight.panels(plan.packing) if isinstance(weight, Packed) else packed(plain(weight), plan.packing)
-    plan.run(x, plain(first[0]), biases[0], panels, biases[1], written)
+    ready = weight.weight if isinstance(weight, Packed) else plain(weight)
+    if plan.packing is not None:
+        ready = weight.panels(plan.packing) if isinstance(weight, Packed) else packed(ready, plan.packing)
+    plan.run(x, plain(first[0]), biases[0], ready, biases[1], written)
     deliver(written, out)
 
 

@@ -1,8 +1,9 @@
-"""Depthwise and pointwise convolution of a strip of rows at a time, in channels_last.
+"""Depthwise and pointwise convolution of a strip at a time: some rows of an image, or a part of a line.
 
 Each item has a place for the depthwise results of one strip, small enough for the second cache, and takes its strips
 one after another: the depthwise kernel writes there, the product reads from there. Both kernels are the ones that
-whole images go through; an item tells them by its own copies of their blocks where the strip is.
+whole arrays go through, planned for a strip; an item tells them by its own copies of their blocks where it is: windows
+that begin elsewhere, and the place of the results. All strips are as high: the last begins where it ends in time.
 """
 
 from __future__ import annotations
@@ -17,16 +18,30 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.geometry import ConvGeometry
-from npdwconv.kernels.cpu import channels_last, phases
+from npdwconv.kernels.cpu import channels_first, channels_last, phases, planes
 from npdwconv.kernels.cpu.engine import Kernel, Launch
-from npdwconv.kernels.cpu.products import Matrices, Packing, Strides, packed_product, packing
+from npdwconv.kernels.cpu.gemm import LINE
+from npdwconv.kernels.cpu.pointwise import cheaper
+from npdwconv.kernels.cpu.products import (
+    Matrices,
+    Packing,
+    Scratched,
+    Strides,
+    packed_product,
+    packing,
+    packing_product,
+)
 from npdwconv.kernels.cpu.simd import I64
-from npdwconv.layouts import Array
+from npdwconv.layouts import Array, shape_of, split_shape
 from npdwconv.precision import accumulator
 
 STRIP_BYTES = 256_000  # of the depthwise results of a strip
-LEAST_BYTES = 1_000_000  # of all the depthwise results, below which they stay in the caches anyway
+LEAST_BYTES = {
+    "channels_first": 3_000_000,
+    "channels_last": 1_000_000,
+}  # of all depthwise results; fewer stay in caches
 WORD = 8  # bytes of a number in a block
+POINTERS = {"channels_first": ("source", "weight", "bias_at", "out"), "channels_last": ("x", "weight", "bias", "out")}
 
 
 @intrinsic
@@ -57,52 +72,76 @@ def _call(typing: Any, entry: Any, block: Any, item: Any) -> Any:
 def _both(task: Any, item: Any) -> None:
     """An item's strips through both kernels."""
     first, second = task.first + item * task.first_size, task.second + item * task.second_size
-    place = task.scratch + item * task.scratch_size
-    strips = task.planes * task.row_blocks
+    strips = task.images * task.planes * task.blocks
     for strip in range(strips * item // task.items, strips * (item + 1) // task.items):
-        row = strip % task.row_blocks * task.block_rows
-        pixel = (strip // task.row_blocks * task.out_h + row) * task.out_w
-        _put(first + task.first_out, place - pixel * task.middle_pixel)
-        _put(second + task.second_out, task.out + pixel * task.out_pixel)
-        _put(second + task.second_height, min(task.block_rows, task.out_h - row) * task.out_w)
-        _call(task.first_entry, first, strip)
-        _call(task.second_entry, second, 0)
+        row = min(strip % task.blocks * task.rows, task.height - task.rows)
+        plane, image = strip // task.blocks % task.planes, strip // task.blocks // task.planes
+        _put(first + task.first_x, task.x + image * task.x_image)
+        _put(first + task.first_low, task.low - row * task.stride)
+        if task.deep:
+            _put(first + task.first_low_d, task.low_d - plane * task.stride_d)
+        pixel = (plane * task.height + row) * task.width
+        _put(second + task.second_out, task.out + image * task.out_image + pixel * task.out_pixel)
+        for i in range(task.first_items):
+            _call(task.first_entry, first, i)
+        for i in range(task.second_items):
+            _call(task.second_entry, second, i)
 
 
 both = Kernel(_both)
 
 
+class Block(NamedTuple):
+    """A launch's block of numbers, once for every item, and the places in it of some of its fields."""
+
+    numbers: Array
+    launch: Launch
+
+    def place(self, name: str) -> int:
+        return self.launch.spec.fields.index(name)
+
+    def with_addresses(self, arrays: dict[str, Array | None], own: dict[str, Array]) -> Array:
+        """A copy that holds these arrays' addresses; of ``own`` arrays, each item has a row."""
+        filled: Array = self.numbers.copy()
+        for name, array in arrays.items():
+            filled[:, self.place(name)] = 0 if array is None else array.ctypes.data
+        for name, array in own.items():
+            filled[:, self.place(name)] = array.ctypes.data + np.arange(len(array)) * array.strides[0]
+        return filled
+
+
 class Strips(NamedTuple):
     """The launches of one shape, and the blocks that they are copied to."""
 
-    dense: channels_last.Dense
-    packing: Packing
+    pack: channels_last.Dense | None  # of the depthwise weight, where the layout wants it packed
+    packing: Packing | None  # of the pointwise weight, where its panels are wanted
     launch: Launch
-    first: Array
-    second: Array
-    places: tuple[int, ...]  # of x, weight and bias in the first block; of a, panels and bias in the second
+    first: Block
+    second: Block
+    pointers: tuple[str, ...]
+    middle: tuple[int, np.dtype[Any]]  # elements for each item, and their dtype
     scratch: int  # elements for each item
-    middle: np.dtype[Any]
 
     def run(
-        self, x: Array, taps: Array, first_bias: Array | None, panels: Array, second_bias: Array | None, out: Array
+        self, x: Array, taps: Array, first_bias: Array | None, weight: Array, second_bias: Array | None, out: Array
     ) -> None:
-        """Run over arrays that are contiguous and aligned, the pointwise weight packed."""
-        packed = np.empty(self.dense.packed, self.dense.dtype)
-        self.dense.pack(taps, packed)
-        scratch = np.empty((self.launch.items, self.scratch), self.middle)
-        first, second = self.first.copy(), self.second.copy()
-        arrays = x, packed, first_bias
-        for place, array in zip(self.places[:3], arrays, strict=True):
-            first[:, place] = 0 if array is None else array.ctypes.data
-        second[:, self.places[3]] = scratch.ctypes.data + np.arange(len(scratch)) * scratch.strides[0]
-        for place, array in zip(self.places[4:], (panels, second_bias), strict=True):
-            second[:, place] = 0 if array is None else array.ctypes.data
-        self.launch(first, second, scratch, out)
+        """Run over arrays that are contiguous and aligned; ``weight`` is the pointwise weight, or its panels."""
+        if self.pack is not None:
+            packed = np.empty(self.pack.packed, self.pack.dtype)
+            self.pack.pack(taps, packed)
+            taps = packed
+        _, kernel, bias, result = self.pointers
+        middle, scratch = (np.empty((self.launch.items, n), self.middle[1]) for n in (self.middle[0], self.scratch))
+        first = self.first.with_addresses({kernel: taps, bias: first_bias}, {result: middle})
+        own = {"scratch": scratch} if self.scratch else {}
+        read, panels = ("b", "a") if self.packing is None else ("a", "packed")
+        second = self.second.with_addresses({panels: weight, "bias": second_bias}, own | {read: middle})
+        self.launch(first, second, x, out)
 
 
 @lru_cache(maxsize=256)
 def strips(
+    layout: str,
     shapes: tuple[tuple[int, ...], ...],
     g: ConvGeometry,
     dtypes: tuple[np.dtype[Any], bool, bool],
@@ -115,56 +154,130 @@ def strips(
     """
     x_shape, (outputs, channels) = shapes
     dtype, first_bias, second_bias = dtypes
-    pixels, middle = x_shape[0] * prod(g.out), accumulator(dtype)
-    if pixels * channels * middle.itemsize < LEAST_BYTES:
+    batch, inputs, size = split_shape(layout, x_shape)
+    middle, pixels = accumulator(dtype), prod(g.out)
+    if batch * pixels * channels * middle.itemsize < LEAST_BYTES[layout]:
         return None
-    types = dtype, dtype, first_bias, middle, None
-    (dense,) = channels_last.launches(
-        x_shape,
-        (x_shape[0], *g.out, channels),
-        (channels, *g.kernel),
-        phases.forward(g),
-        types,
-        activations[0],
-        threads,
+    (sweeps,) = phases.forward(g)
+    axis, width = (0, 1) if len(sweeps) == 1 else (len(sweeps) - 2, g.out[-1])
+    depth, moved = prod(g.out[:axis]), sweeps[axis]
+    rows = _rows(moved.out, width * channels * middle.itemsize, batch * depth, threads)
+    strip = tuple(
+        s._replace(out=1 if place < axis else rows if place == axis else s.out) for place, s in enumerate(sweeps)
     )
-    *_, height, width = (1, *g.out)
-    planes = pixels // (height * width)
-    rows = _block_rows(height, width * channels * middle.itemsize, planes, threads)
-    bias = dtype.name if second_bias else ""
-    strides, names = (Strides(channels), Strides(channels), Strides(outputs)), (middle.name, dtype.name, dtype.name)
-    m = Matrices(1, rows * width, outputs, channels, *strides, *names, bias_type=bias, activation=activations[1])
-    product, row_blocks = packed_product(m), -(-height // rows)
-    blocks = {"block_rows": rows, "row_blocks": row_blocks, "block_channels": channels, "channel_blocks": 1}
-    items = min(threads, planes * row_blocks)
-    first, second = _block(dense.run, blocks, items), _block(product, {}, items)
+    extents = tuple(s.out for s in strip)
+    one, result = shape_of(layout, 1, inputs, size), shape_of(layout, 1, channels, extents)
+    kernel, types = (channels, *g.kernel), (dtype, dtype, first_bias, middle, None)
+    dense, launch = _depthwise(layout, one, kernel, result, (strip,), types, activations[0])
+    pitch = rows * width if layout == "channels_last" else _pitch(rows * width, middle.itemsize)
+    m = _product(
+        layout, (rows * width, pitch, pixels), (channels, outputs), (middle, dtype, second_bias), activations[1]
+    )
+    packs = m.turned or layout == "channels_last"
+    product = Scratched(packed_product(m), 0) if packs else packing_product(m)
+    blocks = -(-moved.out // rows)
+    items = min(threads, batch * depth * blocks)
+    changes = {} if layout == "channels_last" else {"out_plane": pitch}
+    first, second = _block(launch, changes, items), _block(product.launch, {}, items)
+    low, deep = "low_w" if len(sweeps) == 1 else "low_h", depth > 1
+    if not {low, *(("low_d",) if deep else ())} <= set(launch.spec.fields):
+        return None
     numbers = {
-        "first_entry": dense.run.entry,
-        "second_entry": product.entry,
-        "first_size": first.shape[1] * WORD,
-        "second_size": second.shape[1] * WORD,
-        "first_out": dense.run.spec.fields.index("out") * WORD,
-        "second_out": product.spec.fields.index("out") * WORD,
-        "second_height": product.spec.fields.index("height") * WORD,
-        "scratch_size": rows * width * channels * middle.itemsize,
+        "first_entry": launch.entry,
+        "first_items": launch.items,
+        "first_size": first.numbers.shape[1] * WORD,
+        "first_x": first.place(POINTERS[layout][0]) * WORD,
+        "first_low": first.place(low) * WORD,
+        "first_low_d": first.place("low_d") * WORD if deep else 0,
+        "second_entry": product.launch.entry,
+        "second_items": product.launch.items,
+        "second_size": second.numbers.shape[1] * WORD,
+        "second_out": second.place("out") * WORD,
+        "low": moved.low,
+        "stride": moved.stride,
+        "low_d": sweeps[0].low,
+        "stride_d": sweeps[0].stride,
         "items": items,
-        "planes": planes,
-        "row_blocks": row_blocks,
-        "block_rows": rows,
-        "out_h": height,
-        "out_w": width,
-        "middle_pixel": channels * middle.itemsize,
-        "out_pixel": outputs * dtype.itemsize,
+        "images": batch,
+        "planes": depth,
+        "blocks": blocks,
+        "rows": rows,
+        "height": moved.out,
+        "width": width,
+        "x_image": prod(one) * dtype.itemsize,
+        "out_image": pixels * outputs * dtype.itemsize,
+        "out_pixel": dtype.itemsize * (outputs if layout == "channels_last" else 1),
     }
-    launch = Launch(
-        both, ("first", "second", "scratch", "out"), {}, numbers, items=items, work=pixels * outputs * channels
+    work = batch * pixels * outputs * channels
+    run = Launch(both, ("first", "second", "x", "out"), {"deep": deep}, numbers, items=items, work=work)
+    place = pitch * channels
+    return Strips(
+        dense, packing(m) if packs else None, run, first, second, POINTERS[layout], (place, middle), product.scratch
     )
-    places = [dense.run.spec.fields.index(name) for name in ("x", "weight", "bias")]
-    places += [product.spec.fields.index(name) for name in ("a", "packed", "bias")]
-    return Strips(dense, packing(m), launch, first, second, tuple(places), rows * width * channels, middle)
 
 
-def _block_rows(height: int, row: int, planes: int, threads: int) -> int:
+def _depthwise(
+    layout: str,
+    x: tuple[int, ...],
+    weight: tuple[int, ...],
+    result: tuple[int, ...],
+    passes: tuple[phases.Sweeps, ...],
+    types: tuple[Any, ...],
+    activation: str,
+) -> tuple[channels_last.Dense | None, Launch]:
+    """The depthwise kernel over one strip, and what packs its weight."""
+    if layout == "channels_last":
+        (dense,) = channels_last.launches(x, result, weight, passes, types, activation, 1)
+        return dense, dense.run
+    dtypes = (*types[:2], types[0] if types[2] else None, *types[3:])
+    (launch,) = channels_first.launches(planes.Call(x, weight, result, dtypes, activation), passes)
+    return None, launch
+
+
+def _product(
+    layout: str,
+    pixels: tuple[int, int, int],
+    channels: tuple[int, int],
+    types: tuple[np.dtype[Any], np.dtype[Any], bool],
+    activation: str,
+) -> Matrices:
+    """The product of a strip with the pointwise weight: pixels of the strip, from channel to channel, of a result."""
+    (count, pitch, whole), (depth, outputs) = pixels, channels
+    middle, stored, bias = types[0].name, types[1].name, types[1].name if types[2] else ""
+    weight = Strides(depth)
+    rest: dict[str, Any] = {"bias_type": bias, "activation": activation}
+    if layout == "channels_last":
+        return Matrices(
+            1, count, outputs, depth, Strides(depth), weight, Strides(outputs), middle, stored, stored, **rest
+        )
+    return cheaper(
+        Matrices(
+            1, outputs, count, depth, weight, Strides(1, pitch), Strides(whole, 1), stored, middle, stored, **rest
+        ),
+        Matrices(
+            1,
+            count,
+            outputs,
+            depth,
+            Strides(1, pitch),
+            weight,
+            Strides(whole, 1),
+            middle,
+            stored,
+            stored,
+            turned=True,
+            **rest,
+        ),
+    )
+
+
+def _pitch(pixels: int, size: int) -> int:
+    """Elements from one channel's results to the next: an odd number of lines, which spreads them over a cache."""
+    line = LINE // size
+    return (-(-pixels // line) | 1) * line
+
+
+def _rows(height: int, row: int, planes: int, threads: int) -> int:
     """Rows of a strip: as many as its bytes allow, and the same number of strips for every thread."""
     blocks = -(-height // max(STRIP_BYTES // max(row, 1), 1))
     if planes % threads:
@@ -172,10 +285,10 @@ def _block_rows(height: int, row: int, planes: int, threads: int) -> int:
     return -(-height // min(blocks, height))
 
 
-def _block(launch: Launch, changes: dict[str, int], items: int) -> Array:
-    """A launch's block of numbers, some changed, once for every item."""
-    fields, numbers = launch.spec.fields, np.frombuffer(launch.numbers, dtype=np.int64)
-    block = np.concatenate([np.zeros(len(fields) - len(numbers), dtype=np.int64), numbers])
+def _block(launch: Launch, changes: dict[str, int], items: int) -> Block:
+    numbers = np.frombuffer(launch.numbers, dtype=np.int64)
+    pointers = np.zeros(len(launch.spec.fields) - len(numbers), dtype=np.int64)
+    block = Block(np.tile(np.concatenate([pointers, numbers]), (items, 1)), launch)
     for name, value in changes.items():
-        block[fields.index(name)] = value
-    return np.tile(block, (items, 1))
+        block.numbers[:, block.place(name)] = value
+    return block
