@@ -12,6 +12,7 @@ from npdwconv import get_num_threads, set_num_threads
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
 from npdwconv.kernels.cpu import cuts, pointwise, separable, strips
+from npdwconv.kernels.cpu.arrays import room
 from npdwconv.kernels.cpu.cuts import TILES, best_cut, panels
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing
@@ -91,6 +92,8 @@ def threads():
         pytest.param(1, 50, 1, 1, id="one-channel"),
         pytest.param(2, 700, 3, 5, id="long-reduction"),
         pytest.param(1, 4096, 49, 64, id="panels-that-conflict"),
+        pytest.param(1, 17, 1024, 2 * LANES + 3, id="rows-that-conflict"),
+        pytest.param(2, 30, 33, 1024, id="rows-that-conflict-in-the-gradient"),
         pytest.param(0, 4, 3, 2, id="no-image"),
         pytest.param(2, 0, 3, 2, id="no-pixel"),
         pytest.param(2, 4, 0, 3, id="no-channel"),
@@ -134,7 +137,8 @@ def test_tile_edges(tile, monkeypatch):
         plan, out = packing(m), nothing((rows, columns))
         packed = nothing(plan.size)
         plan.launch(w, packed)
-        packed_product(m)(x, packed, bias, out, None)
+        run = packed_product(m)
+        run.launch(x, packed, bias, out, None, room(run.scratch))
         np.testing.assert_array_equal(out, x @ w.T + bias)
 
 

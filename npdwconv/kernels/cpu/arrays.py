@@ -1,6 +1,9 @@
-"""Arrays as the kernels want them: C-contiguous and aligned, copied where they are not."""
+"""Arrays as the kernels want them: C-contiguous and aligned, copied where they are not; and room for their own use."""
 
 from __future__ import annotations
+
+import threading
+from math import prod
 
 import numpy as np
 
@@ -23,3 +26,29 @@ def deliver(written: Array, out: Array) -> None:
     """Bring what was written to `target` into ``out``."""
     if written is not out:
         out[...] = written
+
+
+LINE = 64  # bytes of a cache line, no less
+
+
+def aligned(shape: tuple[int, ...], dtype: str) -> Array:
+    """A new array that begins with a cache line, as vectors are read and written fastest."""
+    kind = np.dtype(dtype)
+    memory = np.empty(prod(shape) * kind.itemsize + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + prod(shape) * kind.itemsize].view(kind).reshape(shape)
+
+
+class _Rooms(threading.local):
+    memory = np.empty(0, np.uint8)
+
+
+_rooms = _Rooms()
+
+
+def room(size: int) -> Array:
+    """Bytes for a launch of this thread's, the same each time: of new memory, each page costs a fault."""
+    memory = _rooms.memory
+    if memory.nbytes < size:
+        memory = _rooms.memory = aligned((size,), "uint8")
+    return memory

@@ -18,12 +18,12 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu import activate
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.engine import compiled
 from npdwconv.kernels.cpu.simd import I32, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 
 BANK = 7  # rows of a tile whose addresses share a base, so that the general registers suffice
-LINE = 64  # bytes of a cache line, no more than
 UNROLLED = 2  # steps of the depth in one round of a tile's loop
 
 
@@ -57,13 +57,24 @@ def _opaque(builder: Any, value: Value) -> Value:
     return builder.asm(kind, "", "=r,0", [value], False)
 
 
-def _prefetch(builder: Any, address: Value) -> None:
-    """Ask for the line at ``address``, which need not exist, in order to write it."""
+def _pinned(builder: Any, values: list[Value]) -> list[Value]:
+    """Vectors, before which no later load may move: loads too early hold registers that the sums need."""
+    kinds = [value.type for value in values]
+    one = len(kinds) == 1
+    result = kinds[0] if one else ir.LiteralStructType(kinds)
+    register = "=v" if "x86_64" in builder.module.triple else "=w"
+    names = ",".join([register] * len(kinds) + [str(i) for i in range(len(kinds))])
+    held = builder.asm(ir.FunctionType(result, kinds), "", names, values, True)
+    return [held] if one else [builder.extract_value(held, i) for i in range(len(kinds))]
+
+
+def prefetch(builder: Any, address: Value, *, write: bool = False) -> None:
+    """Ask for the line at ``address``, which need not exist, in order to write it soon or to read it a little later."""
     pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
     module, name = builder.module, "llvm.prefetch.p0"
     function = module.globals.get(name) or ir.Function(module, kind, name)
-    builder.call(function, [pointer, I32(1), I32(3), I32(1)])
+    builder.call(function, [pointer, I32(int(write)), I32(3 if write else 2), I32(1)])
 
 
 def transposed(v: Vectors, values: Sequence[Value]) -> list[Value]:
@@ -81,15 +92,37 @@ def transposed(v: Vectors, values: Sequence[Value]) -> list[Value]:
     return rows
 
 
+def square(v: Vectors, rows: Sequence[Value]) -> list[Value]:
+    """`transposed` for as many rows as lanes, by the shuffles that processors are fastest at.
+
+    A round takes each two rows whose numbers differ in one bit. Within 128 bits their elements are interleaved; then
+    whole runs of 128 bits move, every second of the first row's and of the second's.
+    """
+    run = min(16 // v.bytes, v.lanes)
+    places, result = range(2 * v.lanes), list(rows)
+    halves = [[i for i in places if i % run // (run // 2) == half] for half in (0, 1)]
+    mixed = [[half[i + j * v.lanes // 2] for i in range(v.lanes // 2) for j in (0, 1)] for half in halves]
+    apart = [[i for i in places if i // run % 2 == half] for half in (0, 1)]
+    inner, outer = run.bit_length() - 1, v.lanes.bit_length() - 1
+    for bit, (low, high) in [*((b, mixed) for b in reversed(range(inner))), *((b, apart) for b in range(inner, outer))]:
+        for i in range(v.lanes):
+            if not i >> bit & 1:
+                a, b = result[i], result[i | 1 << bit]
+                result[i], result[i | 1 << bit] = v.shuffle(a, b, low), v.shuffle(a, b, high)
+    return result
+
+
 class _Tile:
     """Emits one register tile of a kernel: ``rows`` × ``vectors`` sums."""
 
     def __init__(self, builder: Any, task: Value, spec: Spec, rows: int, vectors: int) -> None:
         self.builder, self.task, self.spec = builder, task, spec
         self.rows, self.vectors = rows, vectors
-        self.v = Vectors(builder, STORED[str(spec.a_type)][2])
+        self.v = Vectors(builder, STORED[str(spec.tile_type)][2])
 
     def number(self, name: str) -> Value:
+        if self.spec.knows(name):
+            return int64(int(getattr(self.spec, name)))
         return field(self.builder, self.spec, self.task, name)
 
     def places(self, base: Value, step: Value, count: Value | None) -> list[Value]:
@@ -122,11 +155,13 @@ class _Tile:
     ) -> list[Value]:
         """``first`` plus the products over the depth."""
         b, v, spec = self.builder, self.v, self.spec
-        size = int(spec.a_size)
-        step = v.index(self.number("a_step"), size)
-        row = v.index(self.number("a_row"), size)
-        bank = self.rows if count is not None else min(self.rows, BANK)
-        offsets = [_opaque(b, offset) for offset in self.places(int64(0), row, count)[:bank]]
+        size = int(spec.tile_size)
+        step = v.index(self.number("tile_step"), size)
+        row = v.index(self.number("tile_row"), size)
+        bank = self.rows if count is not None or spec.a_packs else min(self.rows, BANK)
+        offsets = [int64(row * size) for row in range(bank)]
+        if not spec.a_packs:
+            offsets = [_opaque(b, offset) for offset in self.places(int64(0), row, count)[:bank]]
         bases = [b.add(a, b.mul(row, int64(start))) for start in range(0, self.rows, bank)]
         stored, width = (str(spec.b_type), int(spec.b_size)) if spec.direct else (v.dtype, v.bytes)
         next_line = v.index(self.number("b_step"), width) if spec.direct else int64(self.vectors * v.lanes * width)
@@ -139,9 +174,10 @@ class _Tile:
             results = []
             for number in range(self.rows):  # an element is used up before the next is loaded: registers suffice
                 place = b.add(bases[number // bank], offsets[number % bank])
-                element = v.splat(v.load_scalar(place, str(spec.a_type)))
+                element = v.splat(v.load_scalar(place, str(spec.tile_type)))
                 each = sums[number * self.vectors : (number + 1) * self.vectors]
-                results += [v.fma(element, y, z) for y, z in zip(line, each, strict=True)]
+                row_sums = [v.fma(element, y, z) for y, z in zip(line, each, strict=True)]
+                results += _pinned(b, row_sums)
             return results
 
         def steps(count: int) -> Callable[..., list[Value]]:
@@ -192,7 +228,7 @@ class _Tile:
         rows = int64(self.rows) if count is None else count
         for j in range(self.vectors):
             column = [*sums[j :: self.vectors], *[v.zero()] * (height - self.rows)]
-            flat = transposed(v, column)
+            flat = square(v, column) if height == v.lanes else transposed(v, column)
             for lane in range(v.lanes):
                 index = j * v.lanes + lane
                 partial = self.spec.tail and j == self.vectors - 1
@@ -244,7 +280,7 @@ class _Tile:
         width = self.vectors * self.v.lanes * size
         for row in range(self.rows):
             for place in range(width, 2 * width, LINE):
-                _prefetch(b, self.v.at(out, b.mul(step, int64(row)), place))
+                prefetch(b, self.v.at(out, b.mul(step, int64(row)), place), write=True)
 
     def tail(self, left: Value) -> Value | None:
         """The mask of the last vector; None where every vector is full."""
@@ -309,19 +345,21 @@ def _rows(
     add: Any,
 ) -> None:
     """``count`` rows by one panel."""
-    a_step = task.a_row * task.a_size
+    tile_step, row_step = task.tile_next * task.tile_size, task.tile_row * task.tile_size
     bias_step = task.bias_size if task.bias_of_rows else 0
     out_step = (1 if task.turned else task.out_row) * task.out_size
     other_step = (1 if task.turned else task.out_row) * task.other_size
     whole = count // task.rows * task.rows if task.rows != task.rest else 0
     for r in range(0, whole, task.rows):
-        ar, br, outr, otherr = a + r * a_step, bias + r * bias_step, out + r * out_step, other + r * other_step
+        ar = a + r // task.rows * tile_step + r % task.rows * row_step
+        br, outr, otherr = bias + r * bias_step, out + r * out_step, other + r * other_step
         if wide:
             _tile(task, task.rows, task.vectors, True, ar, panel, br, outr, otherr, depth, count, left, add)
         else:
             _tile(task, task.rows, task.last, True, ar, panel, br, outr, otherr, depth, count, left, add)
     for r in range(whole, count, task.rest):
-        ar, br, outr, otherr = a + r * a_step, bias + r * bias_step, out + r * out_step, other + r * other_step
+        ar = a + r // task.rows * tile_step + r % task.rows * row_step
+        br, outr, otherr = bias + r * bias_step, out + r * out_step, other + r * other_step
         if wide:
             _tile(task, task.rest, task.vectors, False, ar, panel, br, outr, otherr, depth, count - r, left, add)
         else:

@@ -14,6 +14,7 @@ import numpy as np
 
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_last, phases
+from npdwconv.kernels.cpu.arrays import aligned
 from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.patches import patches
 from npdwconv.kernels.cpu.pool import run_all
@@ -77,7 +78,7 @@ class _Arrays:
         """An array and the memory it lies in."""
         size = prod(shape)
         fitting = [memory for memory in self._free if memory.size >= size]
-        memory = min(fitting, key=lambda each: each.size) if fitting else np.empty(size, self.dtype)
+        memory = min(fitting, key=lambda each: each.size) if fitting else aligned((size,), self.dtype.name)
         self._free = [other for other in self._free if other is not memory]
         return memory[:size].reshape(shape), memory
 
@@ -110,7 +111,7 @@ def _prepare(network: Network, shape: Shape) -> _Prepared:
             runs.append(_depthwise(network, index, step, x, out, by_channels=by_channels))
             by_channels = False
         else:
-            launch, operands, by_channels = _pointwise(network, index, step, x, out, added)
+            launch, operands, by_channels = _pointwise(network, arrays, index, step, x, out, added)
             runs.append((launch, operands))
         if step.kind == "standard":
             arrays.release(memory)
@@ -171,7 +172,7 @@ def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array, *
 
 
 def _pointwise(
-    network: Network, index: int, step: Step, x: Array, out: Array, added: Array | None
+    network: Network, arrays: _Arrays, index: int, step: Step, x: Array, out: Array, added: Array | None
 ) -> tuple[Launch, tuple[Array | None, ...], bool]:
     outputs = _weight(step).shape[0]
     weight = _weight(step) if step.kind == "pointwise" else np.moveaxis(_weight(step), 1, -1)
@@ -197,6 +198,9 @@ def _pointwise(
     plan = packing(m)
     panels = network.panels.get((index, plan.width))
     if panels is None:
-        panels = network.panels[index, plan.width] = np.empty(plan.size, x.dtype)
+        panels = network.panels[index, plan.width] = aligned((plan.size,), name)
         plan.launch(weight, panels)
-    return packed_product(m), (x, panels, step.bias, out, added), m.cut("rows").row_blocks == 1
+    run = packed_product(m)
+    scratch, memory = arrays.take((run.scratch // x.itemsize,))
+    arrays.release(memory)
+    return run.launch, (x, panels, step.bias, out, added, scratch), m.cut("rows").row_blocks == 1

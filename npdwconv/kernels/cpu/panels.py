@@ -12,79 +12,130 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.engine import compiled
-from npdwconv.kernels.cpu.gemm import transposed
-from npdwconv.kernels.cpu.simd import STORED, Vectors, int64
-from npdwconv.kernels.cpu.spec import field
+from npdwconv.kernels.cpu.gemm import first_vector, prefetch, square
+from npdwconv.kernels.cpu.simd import I1, STORED, Vectors, int64
+from npdwconv.kernels.cpu.spec import Spec, field
+
+AHEAD = 128  # bytes beyond what is read that are asked for
 
 
 @intrinsic(prefer_literal=True)
-def _copy(typing: Any, task: Any, vectors: Any, source: Any, target: Any, left: Any) -> Any:
-    """One step of the depth: ``left`` neighbouring columns."""
+def _copy(typing: Any, task: Any, of_a: Any, vectors: Any, source: Any, target: Any, left: Any) -> Any:
+    """One step of the depth: ``left`` neighbouring columns of b, or rows of a."""
     spec = task.spec
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, _, source_, target_, left_ = arguments
-        v, count = Vectors(builder, STORED[spec.b_type][2]), vectors.literal_value
+        *_, source_, target_, left_ = arguments
+        stored, size = _stored(spec, of_a)
+        v, count = Vectors(builder, STORED[stored][2]), vectors.literal_value
         for j in range(count):
             here = builder.sub(left_, int64(j * v.lanes))
-            mask = v.between(int64(0), here) if spec.tail and j == count - 1 else None
-            value = v.load(v.at(source_, j * v.lanes * spec.b_size), spec.b_type, mask)
+            partial = of_a.literal_value or (spec.tail and j == count - 1)
+            mask = v.between(int64(0), here) if partial else None
+            value = v.load(v.at(source_, j * v.lanes * size), stored, mask)
             v.store(value, v.at(target_, j * v.lanes * v.bytes))
         return context.get_dummy_value()
 
-    return types.none(task, vectors, source, target, left), generate
+    return types.none(task, of_a, vectors, source, target, left), generate
 
 
-@intrinsic
-def _turn(typing: Any, task: Any, source: Any, target: Any, step: Any, columns: Any, depth: Any) -> Any:
-    """A square block: as many columns, ``b_column`` apart, as there are lanes, and as many steps of the depth.
+@intrinsic(prefer_literal=True)
+def _turn(
+    typing: Any, task: Any, of_a: Any, whole: Any, source: Any, target: Any, step: Any, columns: Any, depth: Any
+) -> Any:
+    """A square block: as many columns of b, or rows of a, as there are lanes, and as many steps of the depth.
 
-    ``columns`` and ``depth`` of them exist; a step is written ``step`` bytes behind the one before.
+    ``columns`` and ``depth`` of them exist, all where ``whole``; a step is written ``step`` bytes behind the last.
     """
     spec = task.spec
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        task_, source_, target_, step_, columns_, depth_ = arguments
-        v = Vectors(builder, STORED[spec.b_type][2])
-        pitch = v.index(field(builder, spec, task_, "b_column"), spec.b_size)
-        mask, last = v.between(int64(0), depth_), builder.sub(columns_, int64(1))
+        task_, _, _, source_, target_, step_, columns_, depth_ = arguments
+        stored, size = _stored(spec, of_a)
+        v = Vectors(builder, STORED[stored][2])
+        pitch = v.index(field(builder, spec, task_, "a_line" if of_a.literal_value else "b_line"), size)
+        mask, last = None, builder.sub(columns_, int64(1))
+        if not whole.literal_value:
+            mask = v.between(int64(0), depth_)
         rows = []
         for lane in range(v.lanes):
             place = int64(lane)
-            if spec.tail:
+            if not whole.literal_value:
                 place = builder.select(builder.icmp_signed("<", place, last), place, last)
-            rows.append(v.load(builder.add(source_, builder.mul(pitch, place)), spec.b_type, mask))
-        for lane, value in enumerate(transposed(v, rows)):
-            with builder.if_then(builder.icmp_signed("<", int64(lane), depth_), likely=True):
+            row = builder.add(source_, builder.mul(pitch, place))
+            rows.append(v.load(row, stored, mask))
+            if whole.literal_value:
+                prefetch(builder, v.at(row, AHEAD))
+        for lane, value in enumerate(square(v, rows)):
+            exists = I1(1) if whole.literal_value else builder.icmp_signed("<", int64(lane), depth_)
+            with builder.if_then(exists, likely=True):
                 v.store(value, builder.add(target_, builder.mul(step_, int64(lane))))
         return context.get_dummy_value()
 
-    return types.none(task, source, target, step, columns, depth), generate
+    return types.none(task, of_a, whole, source, target, step, columns, depth), generate
 
 
-def _pack_panel(task: Any, source: Any, target: Any, wide: Any, left: Any, depth: Any) -> None:
-    """Pack one panel of which ``left`` columns exist."""
-    vectors = task.vectors if wide else task.last
-    line = vectors * task.lanes * task.size
-    if task.turning:
-        for start in range(0, depth, task.lanes):
+def _stored(spec: Spec, of_a: Any) -> tuple[str, int]:
+    """The dtype of a or of b in memory, and its bytes."""
+    name = "a" if of_a.literal_value else "b"
+    return str(getattr(spec, f"{name}_type")), int(getattr(spec, f"{name}_size"))
+
+
+def _turner(of_a: bool) -> Any:
+    def turn(task: Any, source: Any, target: Any, vectors: Any, line: Any, size: Any, left: Any, depth: Any) -> None:
+        """``vectors`` of columns, ``line`` elements apart; after the first blocks, loads begin with a cache line."""
+        pitch, step = line * size, vectors * task.lanes * task.size
+        start, end = 0, task.lanes - source // size % task.lanes
+        while start < depth:
+            end = min(end, depth)
             for j in range(vectors):
                 column = j * task.lanes
-                _turn(
-                    task,
-                    source + (column * task.b_column + start) * task.b_size,
-                    target + start * line + column * task.size,
-                    line,
-                    left - column,
-                    depth - start,
-                )
-    else:
-        for step in range(depth):
-            row, packed = source + step * task.b_step * task.b_size, target + step * line
-            if wide:
-                _copy(task, task.vectors, row, packed, left)
+                place, packed = source + column * pitch + start * size, target + start * step + column * task.size
+                if end - start == task.lanes and left - column >= task.lanes:
+                    _turn(task, of_a, True, place, packed, step, left - column, end - start)
+                else:
+                    _turn(task, of_a, False, place, packed, step, left - column, end - start)
+            start, end = end, end + task.lanes
+
+    return compiled(turn)
+
+
+turn_rows, turn_columns = _turner(True), _turner(False)
+
+
+def _pack_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
+    """Pack ``count`` panels of b from panel p on, where ``columns`` are left; each step of the depth of all of them."""
+    first = first_vector(task, p)
+    if task.b_turning:
+        for i in range(count):
+            column = (first_vector(task, p + i) - first) * task.lanes
+            place, packed = source + column * task.b_line * task.b_size, target + column * depth * task.size
+            vectors = task.vectors if p + i < task.wide else task.last
+            turn_columns(task, place, packed, vectors, task.b_line, task.b_size, columns - column, depth)
+        return
+    for step in range(depth):
+        for i in range(count):
+            column = (first_vector(task, p + i) - first) * task.lanes
+            place, packed = source + (step * task.b_step + column) * task.b_size, target + column * depth * task.size
+            if p + i < task.wide:
+                line = packed + step * task.vectors * task.lanes * task.size
+                _copy(task, False, task.vectors, place, line, columns - column)
             else:
-                _copy(task, task.last, row, packed, left)
+                line = packed + step * task.last * task.lanes * task.size
+                _copy(task, False, task.last, place, line, columns - column)
 
 
-pack_panel = compiled(_pack_panel)
+def _pack_rows(task: Any, source: Any, target: Any, count: Any, depth: Any) -> None:
+    """Pack ``count`` rows of a, tile by tile."""
+    for row in range(0, count, task.rows):
+        place = source + row * task.a_line * task.a_size
+        packed = target + row // task.rows * task.tile_next * task.size
+        if task.a_turning:
+            turn_rows(task, place, packed, task.tile_vectors, task.a_line, task.a_size, count - row, depth)
+        else:
+            for step in range(depth):
+                here, there = place + step * task.a_step * task.a_size, packed + step * task.tile_step * task.size
+                _copy(task, True, task.tile_vectors, here, there, min(count - row, task.rows))
+
+
+pack_panels, pack_rows = compiled(_pack_panels), compiled(_pack_rows)

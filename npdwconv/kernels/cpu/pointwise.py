@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdwconv.activations import Activation
-from npdwconv.kernels.cpu.arrays import deliver, plain, target
+from npdwconv.kernels.cpu.arrays import aligned, deliver, plain, room, target
 from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.products import (
     Matrices,
@@ -44,7 +44,7 @@ class Packed:
 
 def packed(weight: Array, packing: Packing) -> Array:
     """A weight as panels."""
-    panels = np.empty(packing.size, dtype=packing.dtype)
+    panels = aligned((packing.size,), packing.dtype)
     packing.launch(weight, panels)
     return panels
 
@@ -97,7 +97,7 @@ def pointwise_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, layout: st
     )
     total = target(grad_weight) if grad_weight.dtype == plan.dtype else np.empty(grad_weight.shape, plan.dtype)
     a, b = (x, grad_z) if plan.swapped else (grad_z, x)
-    plan.run.launch(plain(a), plain(b), None, total, None, np.empty(plan.run.scratch, dtype=plan.dtype))
+    plan.run.launch(plain(a), plain(b), None, total, None, room(plan.run.scratch))
     deliver(total, grad_weight)
 
 
@@ -133,15 +133,15 @@ def _apply(
     x, bias, other = plain(x), None if bias is None else plain(bias), None if other is None else plain(other)
     if plan.packing is not None:
         panels = weight.panels(plan.packing) if isinstance(weight, Packed) else packed(w, plan.packing)
-        plan.run(x, panels, bias, result, other)
+        plan.run(x, panels, bias, result, other, room(plan.scratch))
     else:
         a, b = (w, x) if plan.weight_first else (x, w)
-        plan.run(a, b, bias, result, other, np.empty(plan.scratch, dtype=plan.dtype))
+        plan.run(a, b, bias, result, other, room(plan.scratch))
     deliver(result, out)
 
 
 class Plan(NamedTuple):
-    """A product's launch: over (x, panels of the weight, bias, out, other), or over x, weight and scratch."""
+    """A product's launch: over (x, the weight or its panels, bias, out, other, scratch), or with the weight first."""
 
     run: Launch
     dtype: str
@@ -187,7 +187,8 @@ def _weight_packed(m: Matrices, frozen: bool) -> Plan:
     once = None if frozen else packing_once(m)
     if once is not None:
         return Plan(once.launch, m.dtype, scratch=once.scratch)
-    return Plan(packed_product(m), m.dtype, packing(m))
+    run = packed_product(m)
+    return Plan(run.launch, m.dtype, packing(m), run.scratch)
 
 
 def cheaper(along: Matrices, across: Matrices) -> Matrices:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from math import gcd
 from typing import Any, NamedTuple
 
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.cuts import Cut, best_cut
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.gemm import first_vector, rows_by_panel
 from npdwconv.kernels.cpu.machine import machine
-from npdwconv.kernels.cpu.panels import pack_panel
+from npdwconv.kernels.cpu.panels import pack_panels, pack_rows
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
@@ -18,9 +19,9 @@ def _pack(task: Any, item: Any) -> None:
     """One panel of a matrix, into its place among the panels."""
     vector = first_vector(task, item)
     column = vector * task.lanes
-    source = task.b + column * task.b_column * task.b_size
+    source = task.b + column * task.b_line * task.b_size
     target = task.packed + column * task.depth * task.size
-    pack_panel(task, source, target, item < task.wide, task.columns - column, task.depth)
+    pack_panels(task, source, target, item, 1, task.columns - column, task.depth)
 
 
 def _multiply(task: Any, item: Any) -> None:
@@ -33,10 +34,14 @@ def _multiply(task: Any, item: Any) -> None:
     last = task.panels * (column_block + 1) // task.column_blocks
     column_step = task.out_row if task.turned else 1
     row_step = 1 if task.turned else task.out_row
+    scratch = task.scratch + item * task.scratch_item
     while tile < end:
         image, row = tile // tiles, tile % tiles * task.rows
         count = min(task.height - row, task.group * task.rows, (end - tile) * task.rows)
-        a = task.a + (image * task.a_image + row * task.a_row) * task.a_size
+        a = task.a + (image * task.a_image + row * task.a_line) * task.a_size
+        if task.a_packs:
+            pack_rows(task, a, scratch, count, task.depth)
+            a = scratch
         for p in range(first, last):
             column = first_vector(task, p) * task.lanes
             place = image * task.out_image + row * row_step + column * column_step
@@ -57,66 +62,87 @@ def _multiply(task: Any, item: Any) -> None:
 
 
 def _multiply_packing(task: Any, item: Any) -> None:
-    """A block of rows by a block of panels (of all images), each packed where the item keeps it."""
+    """A block of rows, of one a, by a block of panels (of all images), each packed where the item keeps it."""
     row_block, column_block = item // task.column_blocks, item % task.column_blocks
     tiles = (task.height + task.rows - 1) // task.rows
-    row = tiles * row_block // task.row_blocks * task.rows
-    count = min(tiles * (row_block + 1) // task.row_blocks * task.rows, task.height) - row
+    start = tiles * row_block // task.row_blocks * task.rows
+    end = min(tiles * (row_block + 1) // task.row_blocks * task.rows, task.height)
     units = task.images * task.panels
-    panel = task.scratch + item * task.scratch_item * task.size
-    for unit in range(units * column_block // task.column_blocks, units * (column_block + 1) // task.column_blocks):
-        image, p = unit // task.panels, unit % task.panels
-        column = first_vector(task, p) * task.lanes
-        b = task.b + (image * task.b_image + column * task.b_column) * task.b_size
-        if task.direct:
-            panel = b
-        else:
-            pack_panel(task, b, panel, p < task.wide, task.columns - column, task.depth)
-        place = image * task.out_image + row * task.out_row + column
-        if task.turned:
-            place = image * task.out_image + row + column * task.out_row
-        rows_by_panel(
-            task,
-            task.a + (image * task.a_image + row * task.a_row) * task.a_size,
-            panel,
-            task.bias + (row if task.bias_of_rows else column) * task.bias_size,
-            task.out + place * task.out_size,
-            task.other + place * task.other_size,
-            task.depth,
-            count,
-            p < task.wide,
-            task.columns - column,
-            0,
-        )
+    first = units * column_block // task.column_blocks
+    scratch = task.scratch + item * task.scratch_item
+    panels = scratch + task.group * task.tile_next * task.size if task.a_packs else scratch
+    for row in range(start, end, task.group * task.rows):
+        count = min(end - row, task.group * task.rows)
+        a = task.a + row * task.a_line * task.a_size
+        if task.a_packs:
+            pack_rows(task, a, scratch, count, task.depth)
+            a = scratch
+        unit, last = first, units * (column_block + 1) // task.column_blocks
+        while unit < last:
+            image, p = unit // task.panels, unit % task.panels
+            together = min(task.together, task.panels - p, last - unit)
+            begin = first_vector(task, p) * task.lanes
+            b = task.b + image * task.b_image * task.b_size
+            if not task.direct:
+                source = b + begin * task.b_line * task.b_size
+                pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
+            for q in range(p, p + together):
+                column = first_vector(task, q) * task.lanes
+                panel = panels + (column - begin) * task.depth * task.size
+                if task.direct:
+                    panel = b + column * task.b_line * task.b_size
+                place = image * task.out_image + row * task.out_row + column
+                if task.turned:
+                    place = image * task.out_image + row + column * task.out_row
+                rows_by_panel(
+                    task,
+                    a,
+                    panel,
+                    task.bias + (row if task.bias_of_rows else column) * task.bias_size,
+                    task.out + place * task.out_size,
+                    task.other + place * task.other_size,
+                    task.depth,
+                    count,
+                    q < task.wide,
+                    task.columns - column,
+                    0,
+                )
+            unit += together
 
 
 def _reduce(task: Any, item: Any) -> None:
     """A block of rows by a block of columns of a product over long depths, a chunk after another, image after image."""
     row_block, column_block = item // task.column_blocks, item % task.column_blocks
     tiles = (task.height + task.rows - 1) // task.rows
-    row = tiles * row_block // task.row_blocks * task.rows
-    count = min(tiles * (row_block + 1) // task.row_blocks * task.rows, task.height) - row
+    top = tiles * row_block // task.row_blocks * task.rows
+    bottom = min(tiles * (row_block + 1) // task.row_blocks * task.rows, task.height)
     first = task.panels * column_block // task.column_blocks
     last = task.panels * (column_block + 1) // task.column_blocks
-    panel = task.scratch + item * task.scratch_item * task.size
+    scratch = task.scratch + item * task.scratch_item
+    panels = scratch + task.group * task.tile_next * task.size if task.a_packs else scratch
     for image in range(task.images):
         for start in range(0, task.depth, task.chunk):
             depth = min(task.chunk, task.depth - start)
-            a = task.a + (image * task.a_image + start * task.a_step + row * task.a_row) * task.a_size
-            for p in range(first, last):
-                column = first_vector(task, p) * task.lanes
-                b = task.b + (image * task.b_image + column * task.b_column + start * task.b_step) * task.b_size
-                if task.direct:
-                    panel = b
-                else:
-                    pack_panel(task, b, panel, p < task.wide, task.columns - column, depth)
-                place = row * task.out_row + column
-                if task.turned:
-                    place = column * task.out_row + row
-                out = task.out + place * task.out_size
-                rows_by_panel(
-                    task, a, panel, 0, out, 0, depth, count, p < task.wide, task.columns - column, image + start
-                )
+            for row in range(top, bottom, task.group * task.rows):
+                count = min(bottom - row, task.group * task.rows)
+                a = task.a + (image * task.a_image + start * task.a_step + row * task.a_line) * task.a_size
+                if task.a_packs:
+                    pack_rows(task, a, scratch, count, depth)
+                    a = scratch
+                for p in range(first, last, task.together):
+                    together, begin = min(task.together, last - p), first_vector(task, p) * task.lanes
+                    b = task.b + (image * task.b_image + start * task.b_step) * task.b_size
+                    if not task.direct:
+                        source = b + begin * task.b_line * task.b_size
+                        pack_panels(task, source, panels, p, together, task.columns - begin, depth)
+                    for q in range(p, p + together):
+                        column = first_vector(task, q) * task.lanes
+                        panel = panels + (column - begin) * depth * task.size
+                        if task.direct:
+                            panel = b + column * task.b_line * task.b_size
+                        place = column * task.out_row + row if task.turned else row * task.out_row + column
+                        out, left = task.out + place * task.out_size, task.columns - column
+                        rows_by_panel(task, a, panel, 0, out, 0, depth, count, q < task.wide, left, image + start)
 
 
 pack, multiply, multiply_packing, reduce = (
@@ -176,13 +202,21 @@ class Matrices(NamedTuple):
             "tail": self.columns % self.lanes != 0,
             "b_type": self.b_type,
             "b_size": STORED[self.b_type][1],
-            "turning": self.b.line != 1,
+            "b_turning": self.b.line != 1,
         }
 
     def multiplying(
-        self, cut: Cut, bias: str, *, adds: bool = False, direct: bool = False, ahead: bool = False
+        self,
+        cut: Cut,
+        bias: str,
+        *,
+        adds: bool = False,
+        direct: bool = False,
+        ahead: bool = False,
+        packs: bool = False,
     ) -> dict[str, Fixed]:
-        """What is compiled into the product with a packed ``b``, the bias being of "rows" or "columns"."""
+        """What is compiled into the product, the bias being of "rows" or "columns", whether a is packed, too."""
+        width = -(-cut.tile.rows // self.lanes)
         return {
             "lanes": self.lanes,
             "size": STORED[self.dtype][1],
@@ -199,6 +233,11 @@ class Matrices(NamedTuple):
             "adds": adds,
             "direct": direct,
             "ahead": ahead,
+            "a_packs": packs,
+            "a_turning": self.a.line != 1,
+            "tile_vectors": width,
+            **({"tile_row": 1, "tile_step": width * self.lanes} if packs else {}),
+            **_typed("tile", self.dtype if packs else self.a_type),
             **_typed("a", self.a_type),
             **_typed("out", self.out_type),
             **_typed("bias", self.bias_type),
@@ -212,10 +251,10 @@ class Matrices(NamedTuple):
             "height": self.height,
             "columns": self.columns,
             "depth": self.depth,
-            "a_row": self.a.line,
+            "a_line": self.a.line,
             "a_step": self.a.step,
             "a_image": self.a.image,
-            "b_column": self.b.line,
+            "b_line": self.b.line,
             "b_step": self.b.step,
             "b_image": self.b.image,
             "out_row": self.out.line,
@@ -251,7 +290,7 @@ def packing(m: Matrices) -> Packing:
         pack,
         ("b", "packed"),
         m.packing(cut),
-        {"columns": m.columns, "depth": m.depth, "b_column": m.b.line, "b_step": m.b.step, "wide": cut.wide},
+        {"columns": m.columns, "depth": m.depth, "b_line": m.b.line, "b_step": m.b.step, "wide": cut.wide},
         items=cut.panels,
         work=2 * m.columns * m.depth,
     )
@@ -259,69 +298,83 @@ def packing(m: Matrices) -> Packing:
     return Packing((cut.tile.vectors, cut.last, m.b.line == 1), vectors * m.lanes * m.depth, m.dtype, launch)
 
 
-POINTERS = ("a", "packed", "bias", "out", "other")
 L1_BYTES, L2_BYTES, PAGE = 48 * 1024, 1_000_000, 4096  # caches of a core; lines a page apart share a set of the first
 FEW = 50  # rows up to which a panel is not used often enough to be worth packing
 SPREAD = 8  # sets of a cache over which lines must be spread to be read more than once
+TOGETHER = 512 * 1024  # bytes of panels packed together where a step of the depth of many is one run of memory
+WAYS = 8  # lines that a set of the first cache holds
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
-def packed_product(m: Matrices) -> Launch:
-    """The product with the panels that `packing` makes, over (a, packed, bias, out, other)."""
-    cut = m.cut("rows")
-    row = m.depth * STORED[m.a_type][1]
-    panels_stay = m.columns * m.depth * STORED[m.dtype][1] / cut.column_blocks <= L2_BYTES
-    group = L1_BYTES // 2 if panels_stay else L2_BYTES // 2
-    numbers = {**m.numbers(cut), "group": max(group // max(row * cut.tile.rows, 1), 1)}
-    items = cut.row_blocks * cut.column_blocks
-    return Launch(multiply, POINTERS, m.multiplying(cut, "columns"), numbers, items=items, work=m.work)
-
-
 class Scratched(NamedTuple):
-    """A launch over (a, b, bias, out, other, scratch) and the elements of its scratch."""
+    """A launch over (a, b, bias, out, other, scratch) and the bytes of its scratch; b is packed ahead or not."""
 
     launch: Launch
     scratch: int
 
 
+def packed_product(m: Matrices) -> Scratched:
+    """The product with the panels that `packing` makes."""
+    cut = m.cut("rows")
+    panels_stay = m.columns * m.depth * STORED[m.dtype][1] / cut.column_blocks <= L2_BYTES
+    held = L1_BYTES // 2 if panels_stay else L2_BYTES // 2
+    return _scratched(m, cut, multiply, m.depth, "columns", held)
+
+
 def packing_once(m: Matrices) -> Scratched | None:
     """`packed_product` that packs ``b`` on its way or reads it in place; None where several blocks would pack it."""
     cut = m.cut("rows")
-    direct = m.b.line == 1 and (_stays(m, cut) or (m.height <= FEW and _sets(m) >= SPREAD))
+    direct = m.b.line == 1 and (_stays(m, cut) or (m.height <= FEW and _sets(m.b.step, m.b_type) >= SPREAD))
     if m.images > 1 or (cut.row_blocks > 1 and not direct):
         return None
-    return _scratched(m, cut, multiply_packing, m.depth, "columns", direct=direct)
+    return _scratched(m, cut, multiply_packing, m.depth, "columns", L2_BYTES // 2, direct=direct)
 
 
 def packing_product(m: Matrices) -> Scratched:
     """The product with a ``b`` that only one image uses: its panels are packed, or read where they lie."""
     cut = m.cut("columns")
     direct = m.height <= FEW or _stays(m, cut)
-    return _scratched(m, cut, multiply_packing, m.depth, "rows", direct=direct, ahead=direct)
+    return _scratched(m, cut, multiply_packing, m.depth, "rows", L2_BYTES // 2, direct=direct, ahead=direct)
 
 
 def _stays(m: Matrices, cut: Cut) -> bool:
     """Whether a panel read where it lies, a line of it ``b.step`` elements from the next, stays in the first cache."""
     size, ways = STORED[m.b_type][1], L1_BYTES // PAGE
-    return m.depth <= _sets(m) * ways and m.depth * cut.tile.vectors * m.lanes * size <= L1_BYTES
+    return m.depth <= _sets(m.b.step, m.b_type) * ways and m.depth * cut.tile.vectors * m.lanes * size <= L1_BYTES
 
 
-def _sets(m: Matrices) -> int:
-    """Over how many sets of the first cache the lines of a panel are spread."""
-    return PAGE // gcd(m.b.step * STORED[m.b_type][1], PAGE)
+def _sets(step: int, dtype: str) -> int:
+    """Over how many sets of the first cache lines are spread that are ``step`` elements apart."""
+    return PAGE // gcd(step * STORED[dtype][1], PAGE)
 
 
 def reduction(m: Matrices) -> Scratched:
     """The product summed over the images, too, a chunk of the depth after another."""
     cut = m.cut("")
     direct = m.b.line == 1 and (m.height <= FEW or cut.panels == 1)
-    return _scratched(m, cut, reduce, CHUNK, "", adds=True, direct=direct)
+    return _scratched(m, cut, reduce, CHUNK, "", L2_BYTES // 2, adds=True, direct=direct)
 
 
-def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, **options: bool) -> Scratched:
-    items = cut.row_blocks * cut.column_blocks
-    each = 0 if options.get("direct") else cut.tile.vectors * m.lanes * min(depth, m.depth)
-    fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options)}
-    numbers = {**m.numbers(cut), "scratch_item": each, "chunk": max(depth, 1)}
-    pointers = ("a", "b", "bias", "out", "other", "scratch")
-    return Scratched(Launch(kernel, pointers, fixed, numbers, items=items, work=m.work), items * each)
+def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, held: int, **options: bool) -> Scratched:
+    """A kernel that keeps ``held`` bytes of rows and one panel for each item."""
+    packs = m.a.line != 1 and cut.tile.rows > WAYS * _sets(m.a.line, m.a_type)
+    items, depth, size = cut.row_blocks * cut.column_blocks, min(depth, m.depth), STORED[m.dtype][1]
+    fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs)}
+    next_tile = -(-cut.tile.rows // m.lanes) * m.lanes * max(depth, 1)
+    tiles = max(m.height // (cut.tile.rows * cut.row_blocks), 1) + 1
+    group = min(max(held // (next_tile * size), 1), tiles)
+    panel = 0 if options.get("direct") or kernel is multiply else cut.tile.vectors * m.lanes * depth
+    together = 1 if m.b.line != 1 else min(max(TOGETHER // max(panel * size, 1), 1), cut.panels)
+    each = -(-(packs * group * next_tile + together * panel) * size // LINE) * LINE
+    numbers = {
+        **m.numbers(cut),
+        "tile_next": next_tile if packs else cut.tile.rows * m.a.line,
+        **({} if packs else {"tile_row": m.a.line, "tile_step": m.a.step}),
+        "group": group if packs or kernel is multiply else max(m.height, 1),
+        "together": together,
+        "scratch_item": each,
+        "chunk": max(depth, 1),
+    }
+    pointers = ("a", "packed" if kernel is multiply else "b", "bias", "out", "other", "scratch")
+    scratch = items * each
+    return Scratched(Launch(kernel, pointers, fixed, numbers, items=items, work=m.work), scratch)

@@ -19,13 +19,12 @@ from numba.extending import intrinsic
 
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_first, channels_last, phases, planes
+from npdwconv.kernels.cpu.arrays import LINE, aligned, room
 from npdwconv.kernels.cpu.engine import Kernel, Launch
-from npdwconv.kernels.cpu.gemm import LINE
 from npdwconv.kernels.cpu.pointwise import cheaper
 from npdwconv.kernels.cpu.products import (
     Matrices,
     Packing,
-    Scratched,
     Strides,
     packed_product,
     packing,
@@ -101,12 +100,12 @@ class Block(NamedTuple):
         return self.launch.spec.fields.index(name)
 
     def with_addresses(self, arrays: dict[str, Array | None], own: dict[str, Array]) -> Array:
-        """A copy that holds these arrays' addresses; of ``own`` arrays, each item has a row."""
+        """A copy that holds these arrays' addresses; of ``own``, each item has an entry."""
         filled: Array = self.numbers.copy()
         for name, array in arrays.items():
             filled[:, self.place(name)] = 0 if array is None else array.ctypes.data
-        for name, array in own.items():
-            filled[:, self.place(name)] = array.ctypes.data + np.arange(len(array)) * array.strides[0]
+        for name, addresses in own.items():
+            filled[:, self.place(name)] = addresses
         return filled
 
 
@@ -119,23 +118,24 @@ class Strips(NamedTuple):
     first: Block
     second: Block
     pointers: tuple[str, ...]
-    middle: tuple[int, np.dtype[Any]]  # elements for each item, and their dtype
-    scratch: int  # elements for each item
+    middle: int  # bytes for each item
+    scratch: int  # bytes for each item
 
     def run(
         self, x: Array, taps: Array, first_bias: Array | None, weight: Array, second_bias: Array | None, out: Array
     ) -> None:
         """Run over arrays that are contiguous and aligned; ``weight`` is the pointwise weight, or its panels."""
         if self.pack is not None:
-            packed = np.empty(self.pack.packed, self.pack.dtype)
+            packed = aligned((self.pack.packed,), self.pack.dtype)
             self.pack.pack(taps, packed)
             taps = packed
         _, kernel, bias, result = self.pointers
-        middle, scratch = (np.empty((self.launch.items, n), self.middle[1]) for n in (self.middle[0], self.scratch))
-        first = self.first.with_addresses({kernel: taps, bias: first_bias}, {result: middle})
-        own = {"scratch": scratch} if self.scratch else {}
+        items, each = self.launch.items, self.middle + self.scratch
+        places = room(items * each).ctypes.data + np.arange(items) * each
+        first = self.first.with_addresses({kernel: taps, bias: first_bias}, {result: places})
         read, panels = ("b", "a") if self.packing is None else ("a", "packed")
-        second = self.second.with_addresses({panels: weight, "bias": second_bias}, own | {read: middle})
+        own = {read: places, "scratch": places + self.middle}
+        second = self.second.with_addresses({panels: weight, "bias": second_bias}, own)
         self.launch(first, second, x, out)
 
 
@@ -174,7 +174,7 @@ def strips(
         layout, (rows * width, pitch, pixels), (channels, outputs), (middle, dtype, second_bias), activations[1]
     )
     packs = m.turned or layout == "channels_last"
-    product = Scratched(packed_product(m), 0) if packs else packing_product(m)
+    product = packed_product(m) if packs else packing_product(m)
     blocks = -(-moved.out // rows)
     items = min(threads, batch * depth * blocks)
     changes = {} if layout == "channels_last" else {"out_plane": pitch}
@@ -210,10 +210,8 @@ def strips(
     }
     work = batch * pixels * outputs * channels
     run = Launch(both, ("first", "second", "x", "out"), {"deep": deep}, numbers, items=items, work=work)
-    place = pitch * channels
-    return Strips(
-        dense, packing(m) if packs else None, run, first, second, POINTERS[layout], (place, middle), product.scratch
-    )
+    place = -(-pitch * channels * middle.itemsize // LINE) * LINE
+    return Strips(dense, packing(m) if packs else None, run, first, second, POINTERS[layout], place, product.scratch)
 
 
 def _depthwise(
