@@ -40,6 +40,11 @@ class Call:
         except _OPERATOR_ERRORS as error:
             raise type(error)(f"{self.name}: {error} ({self})") from None
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """That of the operands, of which there is one."""
+        return next(iter(self.operands.values())).dtype
+
     def operand(self, name: str, value: Any) -> Array:
         """An operand as a NumPy array, without a copy; of a supported dtype, the same as its fellows'."""
         array = as_array(name, value)
@@ -94,7 +99,7 @@ class Call:
 
     def result(self, out: Any, shape: tuple[int, ...]) -> Array:
         """``out`` where one was passed and fits, otherwise a new array of the operands' dtype."""
-        dtype = next(iter(self.operands.values())).dtype
+        dtype = self.dtype
         check_allocatable(shape, dtype.itemsize)
         if out is None:
             return np.empty(shape, dtype=dtype)

@@ -192,10 +192,7 @@ def backward_kernels(operator: str, family: str, backend: str | None, *operands:
 def backward(run: BackwardKernels, plan: DepthwisePlan, grad_out: Any, needs: Needs) -> Grads:
     """Run those of the backward operations that ``needs`` asks for."""
     call, g = plan.call, plan.geometry
-    with call.explained():
-        wanted = needed_names(needs, NEEDS)
-        grad_z = call.operand("grad_out", grad_out)
-        call.require("grad_out", grad_z, plan.shape, "the shape of the forward's result")
+    wanted, grad_z = asked(call, needs, NEEDS, grad_out, plan.shape)
     if plan.activation is not None and wanted:
         chained = np.empty(plan.shape, dtype=accumulator(grad_z.dtype))
         run.activation(grad_z, plan.x, plan.weight, plan.bias, chained, g, call.layout, plan.activation)
@@ -208,6 +205,21 @@ def backward(run: BackwardKernels, plan: DepthwisePlan, grad_out: Any, needs: Ne
     if grads.bias is not None:
         run.bias(grad_z, grads.bias, call.layout)
     return grads if grads.weight is None else grads._replace(weight=grads.weight[:, None])
+
+
+def asked(
+    call: Call, needs: Needs, names: tuple[str, ...], grad_out: Any, shape: tuple[int, ...]
+) -> tuple[frozenset[str], Array]:
+    """What a backward is asked for: names out of ``names``, and the gradient in the forward's result, of ``shape``."""
+    plain = type(grad_out) is np.ndarray and grad_out.shape == shape and grad_out.dtype == call.dtype
+    if plain and (needs is names or (type(needs) is str and needs in names)):
+        call.operands["grad_out"] = grad_out
+        return frozenset(names if needs is names else (str(needs),)), grad_out
+    with call.explained():
+        wanted = needed_names(needs, names)
+        grad = call.operand("grad_out", grad_out)
+        call.require("grad_out", grad, shape, "the shape of the forward's result")
+        return wanted, grad
 
 
 def empty_grads(wanted: frozenset[str], operands: dict[str, Array | None]) -> Iterator[Array | None]:

@@ -10,12 +10,12 @@ from npdwconv.activations import Activation
 from npdwconv.arguments import Call
 from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, shape_of, split_shape
-from npdwconv.options import needed_names
 from npdwconv.plans import (
     NEEDS,
     Grads,
     Needs,
     activation_named,
+    asked,
     backward_kernels,
     empty_grads,
     given,
@@ -146,10 +146,7 @@ def pointwise_conv_backward(
     run = backward_kernels(name, "pointwise", backend, x, weight, bias, grad_out)
     plan = pointwise_plan(name, x, weight, bias, layout, activation)
     call = plan.call
-    with call.explained():
-        wanted = needed_names(needs, NEEDS)
-        grad_z = call.operand("grad_out", grad_out)
-        call.require("grad_out", grad_z, plan.shape, "the shape of the forward's result")
+    wanted, grad_z = asked(call, needs, NEEDS, grad_out, plan.shape)
     if plan.activation is not None and wanted:
         chained = np.empty(plan.shape, dtype=accumulator(grad_z.dtype))
         run.activation(grad_z, plan.x, plan.weight, plan.bias, chained, call.layout, plan.activation)

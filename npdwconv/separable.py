@@ -11,12 +11,12 @@ from npdwconv.activations import Activation
 from npdwconv.arguments import check_allocatable
 from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, shape_of, spelled
-from npdwconv.options import needed_names
 from npdwconv.plans import (
     ConvOptions,
     DepthwisePlan,
     Needs,
     activation_named,
+    asked,
     depthwise_plan,
     empty_grads,
     given,
@@ -243,10 +243,7 @@ def _separable_backward(rank: int) -> SeparableConvBackward:
         options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
         plan = separable_plan(name, rank, operands, options, activation)
         first, call = plan.depthwise, plan.depthwise.call
-        with call.explained():
-            wanted = needed_names(needs, SEPARABLE_NEEDS)
-            grad = call.operand("grad_out", grad_out)
-            call.require("grad_out", grad, plan.shape, "the shape of the forward's result")
+        wanted, grad = asked(call, needs, SEPARABLE_NEEDS, grad_out, plan.shape)
         stages = (first.weight, first.bias, plan.weight, plan.bias)
         named = dict(zip(SEPARABLE_NEEDS, (first.x, first.weight, plan.weight, first.bias, plan.bias), strict=True))
         grads = SeparableGrads(*empty_grads(wanted, named))
