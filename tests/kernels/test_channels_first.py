@@ -14,13 +14,13 @@ import pytest
 import npdwconv
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import channels_first, phases
+from npdwconv.kernels.cpu import channels_first, phases, planes
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
 
 LANES = machine().lanes(4)
 WIDTHS = (1, LANES - 1, LANES, LANES + 1, 2 * LANES + 1)
-HEIGHTS = (1, 2, 7, 8, 9, 14, 15)
+HEIGHTS = (1, 2, 7, 8, 9, 14, 15, 16, 17, 30, 61)
 
 
 def geometry(size, kernel, stride=1, dilation=1, padding=None):
@@ -74,6 +74,25 @@ class Case:
 def test_extents_around_the_tile(height, stride):
     for width in WIDTHS:
         Case(geometry((height, width), 3, stride)).check()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", [2 * LANES, 6 * LANES, 6 * LANES + 2])
+def test_past_the_caches(monkeypatch, width, stride):
+    """Whole vectors are streamed where they can be, wherever the array begins; nothing around it is written."""
+    monkeypatch.setattr(planes, "FAR", 0)
+    channels_first.launches.cache_clear()
+    case = Case(geometry((31, width), 3, stride))
+    wanted, bytes_around = case.expected(), 4 * LANES
+    for offset in (0, 4, 3 * LANES, 1):
+        raw = np.full(wanted.nbytes + 4 * bytes_around, 77, np.uint8)
+        first = -raw.ctypes.data % bytes_around + bytes_around + offset
+        out = raw[first : first + wanted.nbytes].view(np.float32).reshape(wanted.shape)
+        channels_first.gather(case.x, case.weight, case.bias, out, phases.forward(case.g))
+        np.testing.assert_array_equal(out, wanted)
+        assert (raw[:first] == 77).all()
+        assert (raw[first + wanted.nbytes :] == 77).all()
+    channels_first.launches.cache_clear()
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (5, 2), (7, 1)])

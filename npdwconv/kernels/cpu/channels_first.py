@@ -23,6 +23,7 @@ from npdwconv.kernels.cpu.column_tiles import (
 )
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.phases import Sweeps
+from npdwconv.kernels.cpu.rolling import rolled
 from npdwconv.kernels.cpu.taps import (
     after_lanes,
     after_plain,
@@ -204,4 +205,5 @@ def launches(call: plans.Call, passes: tuple[Sweeps, ...]) -> tuple[Launch, ...]
 
 def _launch(plan: plans.Plan) -> Launch:
     fixed, numbers = plan.settled()
-    return Launch(planes, POINTERS, fixed, numbers, items=plan.items, work=plan.work)
+    kernel = rolled if plan.tile[0].rolls else planes
+    return Launch(kernel, POINTERS, fixed, numbers, items=plan.items, work=plan.work)

@@ -88,7 +88,7 @@ def _gather(reads: str) -> Any:
             rows = meetings(tile.rows, tile.row_step, tile.row_phases)
             exist = Rows(builder, list(rows), top_, height)
             for shifts in tile.groups():
-                taps, place, at = _taps(tile, columns, weights, shifts), opaque(builder, x_), 0
+                taps, place, at = place_taps(tile, columns, weights, shifts), opaque(builder, x_), 0
                 for row, reaches in rows.items():
                     place, at = v.at(place, builder.mul(pitch, int64(row - at))), row
                     with where(builder, exist.row(row), acc) as changed:
@@ -103,7 +103,7 @@ def _gather(reads: str) -> Any:
 Taps = dict[tuple[int, int, int], Value]  # (row tap, column tap, vector) -> the weight in the lanes that it counts in
 
 
-def _taps(tile: Tile, columns: Columns, weights: Weights, shifts: Shifts) -> Taps:
+def place_taps(tile: Tile, columns: Columns, weights: Weights, shifts: Shifts) -> Taps:
     """The weights of some column offsets; without merging FMAs zero where the column is outside, as the input is."""
     v, taps = columns.v, Taps()
     for row in tile.row_taps():
@@ -174,8 +174,19 @@ def _total(tile: Tile, builder: Any, sums: Value, place: int) -> Value:
 class Output:
     """Where a tile's results go: activated, or times the chain rule's other factor."""
 
-    def __init__(self, v: Vectors, tile: Tile, pitch: Value, columns: Value | None) -> None:
-        self.v, self.tile, self.pitch, self.columns = v, tile, pitch, columns
+    def __init__(
+        self,
+        v: Vectors,
+        tile: Tile,
+        pitch: Value,
+        end: Value | None,
+        first: Value | None = None,
+        *,
+        streams: bool = False,
+    ) -> None:
+        """Of its columns those from ``first`` (0) to ``end`` exist, all without it; whole vectors may be streamed."""
+        self.v, self.tile, self.pitch, self.end = v, tile, pitch, end
+        self.first, self.streams = first or int64(0), streams
         spec = tile.spec
         self.activation = str(spec.activation)
         self.stored, self.other_stored = str(spec.out_type), str(spec.other_type)
@@ -187,11 +198,16 @@ class Output:
         activated = [self._activate(z) for z in parts]
         for k, value in enumerate(interleave(v, activated)):
             column = (vector * len(parts) + k) * v.lanes
-            mask = None if self.columns is None else v.between(int64(0), v.builder.sub(self.columns, int64(column)))
+            mask = (
+                None if self.end is None else v.between(*(self._after(column, end) for end in (self.first, self.end)))
+            )
             if self.other_stored:
                 factor = self._at(other, row, column, self.other_stored)
                 value = v.builder.fmul(self._read(factor, mask), value, flags=("contract", "nsz"))
             self._store(value, self._at(out, row, column, self.stored), mask)
+
+    def _after(self, column: int, place: Value) -> Value:
+        return place if isinstance(place, ir.Constant) else self.v.builder.sub(place, int64(column))
 
     def _activate(self, z: Value) -> Value:
         if self.other_stored:
@@ -209,7 +225,9 @@ class Output:
         return self.v.gather(address, int64(self.step * STORED[self.other_stored][1]), self.other_stored, mask)
 
     def _store(self, value: Value, address: Value, mask: Value | None) -> None:
-        if self.step == 1:
+        if self.streams:
+            self.v.stream(value, address)
+        elif self.step == 1:
             self.v.store(value, address, self.stored, mask)
         else:
             self.v.scatter(value, address, int64(self.step * STORED[self.stored][1]), self.stored, mask)

@@ -16,6 +16,9 @@ from npdwconv.kernels.cpu.spec import Fixed
 
 ITEMS = 64  # about as many work items as a launch has
 MUCH = 200_000  # multiply-adds an image from which code for one dilation, or planes of one height, pays
+FAR = 1 << 25  # bytes of source and results that come from memory and go there, past the caches
+ROLLED = 14  # rows from which a tile that rolls down a plane beats one that holds them all
+NEAR, FEW = 1 << 15, 8  # bytes of rows that such a tile's block has, and rows at least: neighbouring columns meet them
 SQUARE = (3, 5, 7)  # extents of square kernels that are compiled in
 LINE = (3, 4, 5, 7)  # and of kernels over a single row
 ONE = Sweep(1, 1, 1, 1, 1, 0)  # an axis that is not there
@@ -69,6 +72,11 @@ class Axis(NamedTuple):
             for s in self.sweeps
         ]
 
+    @property
+    def reach(self) -> int:
+        """How far beyond the first source of a result its last one lies."""
+        return max((offset for phase in self.phases for offset, _ in phase), default=0)
+
     def dense(self) -> bool:
         """Whether its taps are next to each other."""
         return all(s.dilation == 1 or s.taps < 2 for s in self.sweeps)
@@ -111,20 +119,24 @@ def _whole(axis: Axis) -> bool:
 
 
 class Shape(NamedTuple):
-    """A tile: rows and vectors, sums for each result, and whether it is a plane whose height is compiled in."""
+    """A tile: rows and vectors, sums for each result, whether it is a plane whose height is compiled in, and whether it
+    rolls down the plane, its rows those whose sums are alive."""
 
     rows: int
     vectors: int
     splits: int = 1
     whole: bool = False
+    rolls: bool = False
 
 
-def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int) -> Shape:
+def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, far: bool) -> Shape:
     kinds = len(h.sweeps) * len(w.sweeps)
     height, width = h.first.out, w.first.out
     vectors = min(-(-width // lanes), max(1, 8 // kinds)) if height == 1 else 1
     most = max(1, _sums() // (kinds * vectors))
     whole = effort >= MUCH and height <= most and width <= lanes
+    if not whole and rolls and height > ROLLED:
+        return Shape(-(-(h.reach + 1) // h.first.stride), 2 if far else 1, rolls=True)
     rows = height if whole else _rows(height, (14, 8, 4, 2, 1), most)
     return Shape(rows, vectors, 1 if rows * vectors * kinds >= 8 else 2, whole)
 
@@ -207,8 +219,23 @@ class Plan:
     @cached_property
     def tile(self) -> tuple[Shape, bool]:
         if self.unrolled:
-            return shape_unrolled(self.h, self.w, self.lanes, self.effort), False
+            return shape_unrolled(self.h, self.w, self.lanes, self.effort, rolls=self._rolls(), far=self.far), False
         return shape_run(self.h, self.w, self.lanes)
+
+    @cached_property
+    def far(self) -> bool:
+        """Whether source and results come from memory and go there."""
+        sizes = [STORED[self.names[operand]][1] for operand in (0, 3)]
+        return prod(self.source) * sizes[0] + prod(self.out) * sizes[1] >= FAR
+
+    def _streams(self) -> bool:
+        """Whether results are written past the caches: then every row of them begins alike in a cache line."""
+        return self.far and self.w.first.out % self.lanes == 0 and self.names[3] == self.dtype
+
+    def _rolls(self) -> bool:
+        """Whether a tile may roll: one source plane for each result, and taps that stay in registers as a whole."""
+        single = self.depth == ONE and self.channels["folds"] == 1 and len(self.h.sweeps) == len(self.w.sweeps) == 1
+        return single and self.h.dense() and 1 < self.h.taps * self.w.taps <= columns.HELD and self.h.first.size > 1
 
     @cached_property
     def gap(self) -> int:
@@ -217,11 +244,14 @@ class Plan:
 
     @cached_property
     def units(self) -> dict[str, int]:
-        """How the work is divided: tiles down a plane, blocks of them, units (a block of a plane), items (of units)."""
+        """How the work is divided: tiles down a plane (rows if a tile rolls); blocks, each a unit; items of units."""
         down = -(-self.h.first.out // self.gap)
-        tiles = -(-down // self.tile[0].rows) * self.gap
+        tiles = -(-down // self.tile[0].rows) * self.gap if not self.tile[0].rolls else down
         slices = self.out[0] * self.out[1] * self.depth.out
         block_tiles = -(-tiles // -(-ITEMS // slices))
+        if self.tile[0].rolls:
+            pitch = self.w.first.size * STORED[self.names[0]][1]
+            block_tiles = min(max(block_tiles, ROLLED), max(NEAR // pitch, FEW), tiles)
         blocks = -(-tiles // block_tiles)
         units = slices * blocks
         group = -(-units // ITEMS)
@@ -243,7 +273,7 @@ class Plan:
         if self.depth == ONE:
             names |= {"out_d", "depth", "stride_d", "low_d", "dilation_d", "taps_d", "tap_d", "tap_step_d"}
         if self.unrolled:
-            names |= {"row_step", "kernel_w", "reach", "tile_height"}
+            names |= {"row_step", "kernel_w", "reach", "tile_height", "deep", "late", "turn"}
             names |= {"taps_h", "taps_w", "dilation_h", "dilation_w", "tap_h", "tap_w", "tap_step_w"}
         if self.tile[0].whole:
             names |= {"height", "low_h", "out_rows", "tiles", "block_tiles"}
@@ -262,6 +292,7 @@ class Plan:
             "merges": machine().name == "AVX-512",
             "unrolled": self.unrolled,
             "sliding": sliding,
+            "streams": shape.rolls and self._streams(),
             "rows": shape.rows,
             "vectors": shape.vectors,
             "splits": shape.splits,
@@ -286,7 +317,6 @@ class Plan:
         _, channels, out_d, out_h, out_w = self.out
         loads = columns.columns_read(self.lanes, w.first.stride, w.phases if self.unrolled else [[(0, 0)]])
         across = 0 if self.unrolled else max(w.taps - 1, 0) * w.first.dilation
-        deep = max((offset for phase in h.phases for offset, _ in phase), default=0)
         return {
             **self.units,
             **self.channels,
@@ -313,7 +343,10 @@ class Plan:
             "row_step": h.first.stride,
             "row_pitch": h.first.dilation * w.first.size,
             "reach": loads + (shape.vectors - 1) * self.lanes * w.first.stride + across,
-            "tile_height": (shape.rows - 1) * down + deep + 1,
+            "tile_height": (shape.rows - 1) * down + h.reach + 1,
+            "deep": h.reach + 1,
+            "late": h.reach // h.first.stride,
+            "turn": shape.rows * h.first.stride,
             "taps_h": h.taps,
             "taps_w": w.taps,
             "dilation_h": h.first.dilation,

@@ -111,6 +111,13 @@ class Vectors:
         name = f"llvm.masked.store.v{self.lanes}{_short(value.type.element)}.p0"
         self._call(name, ir.VoidType(), [value, pointer, I32(1), mask])
 
+    def stream(self, value: Value, address: Value) -> None:
+        """Write a vector past the caches, to an address that is a multiple of its size."""
+        stored = self.builder.store(
+            value, self.builder.inttoptr(address, self.type.as_pointer()), align=self.lanes * self.bytes
+        )
+        stored.set_metadata("nontemporal", self.builder.module.add_metadata([I32(1)]))
+
     def gather(self, address: Value, step: Value, stored: str = "", mask: Value | None = None) -> Value:
         """Values ``step`` bytes apart, widened; lanes that ``mask`` leaves out are zero and never read."""
         return self.collect(address, self.builder.mul(self.splat(step), self.iota(I64)), stored, mask)

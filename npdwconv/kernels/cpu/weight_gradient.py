@@ -3,7 +3,8 @@
 ``grad_w[k,t] = Σ_n,o z[n,k,o]·x[n,c,o·stride + t·dilation − low]``: one sum for every channel and tap.
 
 A lane is a channel in both layouts. Where channels come first, blocks of planes are turned on the way (`weight_planes`)
-into a scratch that stays in the nearest cache. Work is cut into chunks of rows by the shape alone; each has partial
+into a scratch that stays in the nearest cache; but for few taps and wide planes a lane is a column (`weight_rolling`).
+Work is cut into chunks of rows by the shape alone; each has partial
 sums of its own, which a second launch adds in order: no bit depends on the number of threads.
 """
 
@@ -18,19 +19,21 @@ import numpy as np
 
 from npdwconv.geometry import Axis, ConvGeometry
 from npdwconv.kernels.cpu.arrays import deliver, plain, target
+from npdwconv.kernels.cpu.columns import columns_read, written
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.planes import FEW, NEAR
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
+from npdwconv.kernels.cpu.weight_blocks import SCRATCH, Tile, cheapest, is_dense, tile_of
 from npdwconv.kernels.cpu.weight_kernels import collect, rows, turned
+from npdwconv.kernels.cpu.weight_rolling import rolled
 from npdwconv.layouts import Array, split_shape
 
-WIDE = 8  # at most so many taps of a row in a tile
-PIXELS = 7  # of a tile: extents in networks are multiples of it
 GROUP, LARGE_GROUP = 4, 16  # vectors of channels, neighbours in memory, that an item walks together
 LARGE = 4_000_000  # bytes of z and x above which they come from far away, and longer runs come faster
+MANY = 64  # items at most that a launch has of channels by themselves
 ITEMS = 8  # that a launch aims at: enough for any number of threads worth having
-SCRATCH = 1024  # vectors of one item's turned planes
 
 
 def correlate(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> None:
@@ -57,76 +60,6 @@ class _Plan(NamedTuple):
         partial = np.empty(self.space, self.dtype)
         self.sum_chunks(z, x, partial)
         self.collect(partial, grad_weight)
-
-
-class _Tile(NamedTuple):
-    """The taps that a register tile holds, sums for each, and the rows and pixels of z that it takes at once."""
-
-    rows: int
-    columns: int
-    sets: int
-    lines: int
-    pixels: int
-
-
-class _Blocks(NamedTuple):
-    """What a turned block of planes covers: rows and columns of z, rows and columns of taps, columns of x."""
-
-    height: int
-    width: int
-    tap_rows: int
-    tap_columns: int
-    x_width: int
-    vectors: int
-    cost: int
-    rolling: bool
-
-
-def _tile(h: Axis, w: Axis, *, narrow: bool) -> _Tile:
-    """The largest tile whose sums, with the pixels and the column of x that meet them, stay in registers."""
-    columns = 1 if narrow else -(-w.kernel // -(-w.kernel // WIDE))
-    fit = 1 if narrow else max(1, (machine().registers - 2 - min(PIXELS, columns)) // columns)
-    rows_ = -(-h.kernel // -(-h.kernel // min(h.kernel, fit)))
-    lines = 2 if _is_dense(h, w) and (rows_, columns) == (h.kernel, w.kernel) and rows_ * columns <= 9 else 1
-    return _Tile(rows_, columns, -(-8 // (rows_ * columns)), lines, PIXELS)
-
-
-def _is_dense(h: Axis, w: Axis) -> bool:
-    """Whether neighbouring pixels share what they read: then strides are compiled in."""
-    return max(h.stride, w.stride) <= 2 and h.dilation == w.dilation == 1
-
-
-def _blocks(h: Axis, w: Axis, tile: _Tile, lanes: int) -> _Blocks:
-    """The cheapest cover: of all blocks that fit in the scratch, the one that turns the fewest vectors in all."""
-    padded = -(-w.kernel // tile.columns) * tile.columns
-    tap_rows = {h.kernel, 1, *(min(h.kernel, m * tile.rows) for m in (1, 2, 4))}
-    tap_columns = {padded, *(min(padded, m * tile.columns) for m in (1, 2, 4))}
-    widths = {-(-w.out // parts) for parts in range(1, w.out + 1) if parts < 9 or not parts & (parts - 1)} | {1}
-    widths |= set(range(2 * lanes, w.out, lanes))
-    every = (_block(h, w, lanes, tr, tc, width) for tr in tap_rows for tc in tap_columns for width in widths)
-    return min((block for block in every if block is not None), key=lambda block: (block.cost, block))
-
-
-def _block(h: Axis, w: Axis, lanes: int, tap_rows: int, tap_columns: int, width: int) -> _Blocks | None:
-    """The tallest block of that width for these taps; None where none fits."""
-    x_width = min(w.size, (width - 1) * w.stride + (tap_columns - 1) * w.dilation + 1)
-    rolling = width == w.out and tap_rows == h.kernel and tap_columns >= w.kernel
-    for height in sorted({-(-h.out // parts) for parts in range(1, min(h.out, 64) + 1)} | {1}, reverse=True):
-        x_height = min(h.size, (height - 1) * h.stride + (tap_rows - 1) * h.dilation + 1)
-        vectors = height * width + x_height * x_width
-        if vectors <= SCRATCH:
-            fresh = min(x_height, height * h.stride) if rolling else x_height
-            turns = _turns(height, width, w.out, lanes) + _turns(fresh, x_width, w.size, lanes)
-            passes = -(-h.kernel // tap_rows) * -(-w.kernel // tap_columns)
-            cost = -(-h.out // height) * -(-w.out // width) * passes * turns
-            return _Blocks(height, width, tap_rows, tap_columns, x_width, vectors, cost, rolling)
-    return None
-
-
-def _turns(rows_: int, columns: int, whole: int, lanes: int) -> int:
-    """What turning rows × columns costs: whole rows are one long one; a square that is not full counts twice."""
-    lines, length = (1, rows_ * columns) if columns == whole else (rows_, columns)
-    return lines * (length // lanes + 2 * (length % lanes > 0))
 
 
 class _Job(NamedTuple):
@@ -183,7 +116,9 @@ def _plan(
     batch, z_channels, _ = split_shape(layout, z_shape)
     missing = (Axis(1, 1, 1, 1, 1, 0, 0),) * (3 - len(axes))
     job = _Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))
-    return _plan_turned(job) if layout == "channels_first" else _plan_direct(job)
+    if layout == "channels_last":
+        return _plan_direct(job)
+    return _plan_rolled(job) if _rolls(job) else _plan_turned(job)
 
 
 def _plan_direct(job: _Job) -> _Plan:
@@ -211,15 +146,15 @@ def _plan_direct(job: _Job) -> _Plan:
         "x_plane": h.size * x_row,
         "x_image": job.axes[0].size * h.size * x_row,
     }
-    tile = _tile(h, w, narrow=False)
+    tile = tile_of(h, w, narrow=False)
     return _launches(job, rows, tile, {"turned": False, "tail": job.channels < used}, numbers, used, groups, chunks)
 
 
 def _plan_turned(job: _Job) -> _Plan:
     """Channels first: blocks of planes are turned."""
     d, h, w = job.axes
-    tile = _tile(h, w, narrow=min((w.kernel - 1) * w.dilation, w.size) > SCRATCH // 4)
-    cover = _blocks(h, w, tile, job.lanes)
+    tile = tile_of(h, w, narrow=min((w.kernel - 1) * w.dilation, w.size) > SCRATCH // 4)
+    cover = cheapest(h, w, tile, job.lanes)
     if cover.tap_rows < h.kernel:
         tile = tile._replace(lines=1)
     vectors, blocks = -(-job.channels // job.lanes), -(-h.out // cover.height)
@@ -255,6 +190,74 @@ def _plan_turned(job: _Job) -> _Plan:
     return _launches(job, turned, tile, fixed, numbers, job.lanes, vectors, chunks)
 
 
+def _rolls(job: _Job) -> bool:
+    """Whether planes are wide, and taps so few that all of their sums stay in registers."""
+    d, h, w = job.axes
+    few = d.kernel == d.size == 1 and 1 < h.kernel * w.kernel <= 9 and h.kernel > 1
+    return few and is_dense(h, w) and h.stride == w.stride and w.out >= job.lanes
+
+
+def _plan_rolled(job: _Job) -> _Plan:
+    """Channels first, wide planes: lanes are columns, and only sums are turned."""
+    _, h, w = job.axes
+    (z_type, x_type, _), (z_size, x_size), (z_each, x_each) = job.stored, job.sizes(), _shares(job)
+    height = min(h.out, max(FEW, NEAR // (w.size * x_size)))
+    blocks = -(-h.out // height)
+    block, chunks = _chunks(job.batch * blocks, job.channels)
+    group = -(-job.channels // MANY)
+    groups = -(-job.channels // group)
+    alive = -(-h.kernel // h.stride)
+    taps = [[[(tap, tap) for tap in range(axis.kernel)]] for axis in (h, w)]
+    fixed: dict[str, Fixed] = {
+        "dtype": job.dtype,
+        "size": job.size,
+        "lanes": job.lanes,
+        "merges": machine().name == "AVX-512",
+        "z_type": z_type,
+        "z_size": z_size,
+        "z_each": z_each,
+        "source_type": x_type,
+        "source_size": x_size,
+        "x_each": x_each,
+        "rows": alive,
+        "vectors": 1,
+        "splits": 1,
+        "parts": w.stride,
+        "late": (h.kernel - 1) // h.stride,
+        "row_taps": written(taps[0]),
+        "column_taps": written(taps[1]),
+        "row_step": h.stride,
+        "column_step": w.stride,
+        "turn": alive * h.stride,
+        "deep": h.kernel,
+        "reach": columns_read(job.lanes, w.stride, taps[1]),
+    }
+    sums = _sums(job, w.kernel, job.lanes)
+    sums["last"] = (sums["vectors"] - 1) * job.lanes
+    numbers = {
+        "channels": job.channels,
+        "group": group,
+        "groups": groups,
+        "channel_vectors": sums["vectors"],
+        "sums": sums["sums"],
+        "z_channels": job.z_channels,
+        "x_channels": job.x_channels,
+        "x_end": job.batch * job.x_channels * h.size * w.size,
+        "block": block,
+        "blocks": blocks,
+        "block_h": height,
+        "units": job.batch * blocks,
+        "height": h.size,
+        "width": w.size,
+        "out_h": h.out,
+        "out_w": w.out,
+        "low_h": h.low,
+        "low_w": w.low,
+    }
+    first = Launch(rolled, ("z", "x", "partial"), fixed, numbers, items=groups * chunks, work=job.work())
+    return _collected(job, first, sums, chunks)
+
+
 def _shares(job: _Job) -> tuple[int, int]:
     """Channels of the weight for each channel of z and of x."""
     return job.channels // job.z_channels, job.channels // job.x_channels
@@ -269,7 +272,7 @@ def _chunks(units: int, across: int) -> tuple[int, int]:
 def _launches(
     job: _Job,
     kernel: Kernel,
-    tile: _Tile,
+    tile: Tile,
     layout: Mapping[str, Fixed],
     numbers: Mapping[str, int],
     used: int,
@@ -278,23 +281,11 @@ def _launches(
 ) -> _Plan:
     """``across`` · ``chunks`` items that sum, and what adds the chunks' sums of ``used`` channels a vector."""
     d, h, w = job.axes
-    (z_type, x_type, out_type), (z_size, x_size), (z_each, x_each) = job.stored, job.sizes(), _shares(job)
-    vectors = -(-job.channels // used)
-    row_sums = -(-w.kernel // tile.columns) * tile.columns
-    depth_sums = h.kernel * row_sums
+    (z_type, x_type, _), (z_size, x_size), (z_each, x_each) = job.stored, job.sizes(), _shares(job)
     shared: dict[str, Fixed] = {"lanes": job.lanes, "size": job.size, "dtype": job.dtype}
-    sums = {
-        "vectors": vectors,
-        "used": used,
-        "channels": job.channels,
-        "last": max(0, job.channels - used),
-        "sums": d.kernel * depth_sums,
-        "depth_sums": depth_sums,
-        "row_sums": row_sums,
-        "kernel_d": d.kernel,
-    }
+    sums = _sums(job, tile.columns, used)
     steps = {"stride_h": h.stride, "stride_w": w.stride, "dilation_h": h.dilation, "dilation_w": w.dilation}
-    known, unknown = (steps, {}) if _is_dense(h, w) else ({}, steps)
+    known, unknown = (steps, {}) if is_dense(h, w) else ({}, steps)
     operands: dict[str, Fixed] = {"z_type": z_type, "z_size": z_size, "z_each": z_each}
     operands |= {"x_type": x_type, "x_size": x_size, "x_each": x_each}
     first = Launch(
@@ -305,17 +296,45 @@ def _launches(
         items=across * chunks,
         work=job.work(),
     )
+    return _collected(job, first, sums, chunks)
+
+
+def _sums(job: _Job, columns: int, used: int) -> dict[str, int]:
+    """Where a chunk's sums are: vectors of ``used`` channels, whose taps' columns come ``columns`` at a time."""
+    d, h, w = job.axes
+    row_sums = -(-w.kernel // columns) * columns
+    return {
+        "vectors": -(-job.channels // used),
+        "used": used,
+        "channels": job.channels,
+        "last": max(0, job.channels - used),
+        "sums": d.kernel * h.kernel * row_sums,
+        "depth_sums": h.kernel * row_sums,
+        "row_sums": row_sums,
+        "kernel_d": d.kernel,
+    }
+
+
+def _collected(job: _Job, first: Launch, sums: dict[str, int], chunks: int) -> _Plan:
+    """``first``, and what adds its chunks' sums."""
+    (d, h, w), out_type, vectors = job.axes, job.stored[2], sums["vectors"]
     taps = d.kernel * h.kernel * w.kernel
-    runs = 1 if row_sums == w.kernel else d.kernel * h.kernel
+    runs = 1 if sums["row_sums"] == w.kernel else d.kernel * h.kernel
     second = Launch(
         collect,
         ("partial", "out"),
-        shared | {"out_type": out_type, "out_size": STORED[out_type][1]},
+        {
+            "lanes": job.lanes,
+            "size": job.size,
+            "dtype": job.dtype,
+            "out_type": out_type,
+            "out_size": STORED[out_type][1],
+        },
         sums | {"chunks": chunks, "runs": runs, "run": taps // runs, "out_channel": taps * STORED[out_type][1]},
         items=vectors,
         work=chunks * vectors * job.lanes * taps,
     )
-    space = (chunks * vectors * d.kernel * depth_sums + job.lanes) * job.lanes  # squares are read past the last sum
+    space = (chunks * vectors * sums["sums"] + job.lanes) * job.lanes  # squares are read past the last sum
     return _Plan(first, second, space, job.dtype)
 
 
