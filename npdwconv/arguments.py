@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
@@ -111,18 +111,6 @@ class Call:
         self._check_writable(out)
         return out
 
-    def fits_plainly(self, out: Any, shape: tuple[int, ...]) -> bool:
-        """Whether ``out`` passes every check of `result`, as seen at a glance: a plain array far from every operand."""
-        if type(out) is not np.ndarray or out.shape != shape:
-            return False
-        flags = out.flags
-        if not (flags.c_contiguous and flags.writeable):
-            return False
-        for array in self.operands.values():
-            if out.dtype != array.dtype or np.may_share_memory(out, array):
-                return False
-        return True
-
     def _check_writable(self, out: Array) -> None:
         if not out.flags.writeable:
             raise OptionError("out is read-only; needed an array that can be written to")
@@ -131,6 +119,19 @@ class Call:
         for name, array in self.operands.items():
             if _overlap(out, array):
                 raise OptionError(f"out shares memory with {name}; needed memory of its own, pass out=None or a copy")
+
+
+def fits_plainly(out: Any, shape: tuple[int, ...], operands: Iterable[Array | None]) -> bool:
+    """Whether ``out`` passes every check of `Call.result`, at a glance: a plain array far from every operand."""
+    if type(out) is not np.ndarray or out.shape != shape:
+        return False
+    flags, dtype = out.flags, out.dtype
+    if not (flags.c_contiguous and flags.writeable):
+        return False
+    for array in operands:
+        if array is not None and (array.dtype != dtype or np.may_share_memory(out, array)):
+            return False
+    return True
 
 
 def as_array(name: str, value: Any) -> Array:

@@ -18,8 +18,8 @@ from npdwconv.plans import (
     Needs,
     backward,
     backward_kernels,
+    convolve,
     depthwise_plan,
-    forward,
     open_call,
     recall_key,
     remember,
@@ -228,7 +228,7 @@ def _conv(rank: int) -> DepthwiseConv:
         """
         run = kernel(name, "depthwise_fwd", backend, x, weight, bias)
         options = ConvOptions(stride, padding, dilation, padding_mode, layout, activation)
-        return forward(run, depthwise_plan(name, rank, x, weight, bias, options), out)
+        return convolve(name, rank, run, (x, weight, bias), options, out)
 
     return spelled(conv, name, rank)
 

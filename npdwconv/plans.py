@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from npdwconv.activations import ACTIVATIONS, Activation
-from npdwconv.arguments import Call, check_allocatable, check_multiplier
+from npdwconv.arguments import Call, check_allocatable, check_multiplier, fits_plainly
 from npdwconv.dispatch import Kernel, kernels
 from npdwconv.geometry import ConvGeometry, conv_geometry, transpose_geometry
 from npdwconv.layouts import LAYOUTS, Array, shape_of, split_shape
@@ -168,6 +168,20 @@ def _checked_plan(
         return DepthwisePlan(call, xs, w, b, geometry, activation, shape)
 
 
+def convolve(
+    name: str, rank: int, run: Kernel, operands: tuple[Any, Any, Any], options: ConvOptions, out: Any
+) -> Array:
+    """Check, plan and run a depthwise or transposed depthwise call; one like a call before is run at once."""
+    key = recall_key(name, operands, options[:-1])
+    known = None if key is None else _settled.get(key)
+    x, weight, bias = operands
+    if known is None or not (out is None or fits_plainly(out, known.shape, operands)):
+        return forward(run, depthwise_plan(name, rank, x, weight, bias, options), out)
+    result: Array = np.empty(known.shape, x.dtype) if out is None else out
+    run(x, weight[:, 0], bias, result, known.geometry, options.layout, known.activation)
+    return result
+
+
 def forward(run: Kernel, plan: DepthwisePlan, out: Any) -> Array:
     """Run a planned forward operation into ``out`` or a new array."""
     result = np.empty(plan.shape, plan.x.dtype) if out is None else given(plan.call, out, plan.shape)
@@ -177,7 +191,7 @@ def forward(run: Kernel, plan: DepthwisePlan, out: Any) -> Array:
 
 def given(call: Call, out: Any, shape: tuple[int, ...]) -> Array:
     """``out``, checked to fit a result of ``shape``."""
-    if call.fits_plainly(out, shape):
+    if fits_plainly(out, shape, call.operands.values()):
         return cast(Array, out)
     with call.explained():
         return call.result(out, shape)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, spelled
-from npdwconv.plans import NEEDS, ConvOptions, Grads, Needs, backward, backward_kernels, depthwise_plan, forward
+from npdwconv.plans import NEEDS, ConvOptions, Grads, Needs, backward, backward_kernels, convolve, depthwise_plan
 
 
 class DepthwiseConvTranspose(Protocol):
@@ -100,7 +100,7 @@ def _transpose(rank: int) -> DepthwiseConvTranspose:
         """
         run = kernel(name, "transpose_fwd", backend, x, weight, bias)
         options = ConvOptions(stride, padding, dilation, "zeros", layout, activation, output_padding, True)
-        return forward(run, depthwise_plan(name, rank, x, weight, bias, options), out)
+        return convolve(name, rank, run, (x, weight, bias), options, out)
 
     return spelled(conv_transpose, name, rank)
 
