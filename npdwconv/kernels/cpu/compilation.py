@@ -34,6 +34,11 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     return njit(**OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}, **options)(function)
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """``function`` for one place in a kernel: else Numba optimises and assembles it by itself, too."""
+    return compiled(function, inline="always")
+
+
 class Kernel:
     """A function of ``(task, item)``, compiled by Numba once for each spec and kept on disk."""
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from npdwconv.kernels.cpu.compilation import OPTIONS, Kernel, compiled
+from npdwconv.kernels.cpu.compilation import OPTIONS, Kernel, compiled, inlined
 from npdwconv.kernels.cpu.pool import run, sealed
 from npdwconv.kernels.cpu.spec import Fixed, Spec
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
 
-__all__ = ["OPTIONS", "Kernel", "Launch", "compiled"]
+__all__ = ["OPTIONS", "Kernel", "Launch", "compiled", "inlined"]
 
 SMALL = 100_000  # multiply-adds below which waking threads costs more than they save
 

@@ -264,7 +264,7 @@ class Plan:
     def settled(self) -> tuple[dict[str, Fixed], dict[str, int]]:
         """What is compiled in, and the numbers of a launch."""
         numbers = self._numbers()
-        fixed = self._fixed() | self._compiled_in(numbers)
+        fixed = self._fixed(numbers) | self._compiled_in(numbers)
         return fixed, {name: value for name, value in numbers.items() if name not in fixed}
 
     def _compiled_in(self, numbers: dict[str, int]) -> dict[str, int]:
@@ -279,7 +279,7 @@ class Plan:
             names |= {"height", "low_h", "out_rows", "tiles", "block_tiles"}
         return {name: numbers[name] for name in sorted(names)}
 
-    def _fixed(self) -> dict[str, Fixed]:
+    def _fixed(self, numbers: dict[str, int]) -> dict[str, Fixed]:
         sizes = [STORED[name][1] if name else 0 for name in self.names]
         shape, sliding = self.tile
         operands = ("source", "weight", "bias", "out", "other")
@@ -302,9 +302,15 @@ class Plan:
             "column_kinds": len(self.w.sweeps),
             "column_step": self.w.first.stride,
             "out_step": self.w.out_step,
-            "wide": self.w.first.out >= shape.vectors * self.lanes,
+            "wide": self._wide(shape.vectors * self.lanes, numbers["reach"]),
             "parts": 1 if self._narrow() else min(self.w.first.stride, columns.SHUFFLED),
         }
+
+    def _wide(self, columns_: int, reach: int) -> bool:
+        """Whether any tile that begins with a vector is inside, whose code is compiled only then."""
+        w = self.w.first
+        firsts = range(0, w.out - columns_ + 1, columns_)
+        return any(0 <= q * w.stride - self.w.low <= w.size - reach for q in firsts)
 
     def _narrow(self) -> bool:
         """Whether one vector holds all columns of the source, from the first that the tile reads."""

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.column_tiles import Output, Taps, place_taps
 from npdwconv.kernels.cpu.columns import Columns, Tile, Weights, field_or_fixed, where
-from npdwconv.kernels.cpu.engine import Kernel, compiled
+from npdwconv.kernels.cpu.engine import Kernel, inlined
 from npdwconv.kernels.cpu.simd import Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec
 from npdwconv.kernels.cpu.vectors import VectorType
@@ -185,7 +185,7 @@ def _add_row(
 def _strip(reads: str) -> Any:
     hold, roll = _hold(reads), _roll(reads)
 
-    @compiled
+    @inlined
     def strip(
         task: Any, weight: Any, bias: Any, x: Any, out: Any, other: Any, top: Any, rows: Any, end: Any, q: Any
     ) -> None:

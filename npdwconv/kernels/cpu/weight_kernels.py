@@ -9,7 +9,7 @@ from typing import Any
 
 from npdwconv.kernels.cpu import weight_planes as planes
 from npdwconv.kernels.cpu import weight_tiles as tiles
-from npdwconv.kernels.cpu.engine import Kernel, compiled
+from npdwconv.kernels.cpu.engine import Kernel, compiled, inlined
 
 
 @compiled
@@ -112,7 +112,7 @@ def _rows(task: Any, item: Any) -> None:
                 _walk(task, place, zc, xc, top, taps, several, (0, task.kernel_w), (0, task.out_w), task.channels - c)
 
 
-@compiled
+@inlined
 def _copy_z(task: Any, source: Any, c: Any, rows: Any, columns: Any, out: Any) -> None:
     """Turn rows × columns of z's planes."""
     lines, length = (1, rows * columns) if columns == task.out_w else (rows, columns)
@@ -126,7 +126,7 @@ def _copy_z(task: Any, source: Any, c: Any, rows: Any, columns: Any, out: Any) -
             planes.z_some(task, at + full * task.z_size, c, length - full, to + full * task.z_pixel)
 
 
-@compiled
+@inlined
 def _copy_x(task: Any, source: Any, c: Any, rows: Any, columns: Any, out: Any) -> None:
     """Turn rows × columns of x's planes."""
     lines, length = (1, rows * columns) if columns == task.width else (rows, columns)
@@ -140,7 +140,7 @@ def _copy_x(task: Any, source: Any, c: Any, rows: Any, columns: Any, out: Any) -
             planes.x_some(task, at + full * task.x_size, c, length - full, to + full * task.x_pixel)
 
 
-@compiled
+@inlined
 def _patch(
     task: Any, c: Any, place: Any, x_at: Any, z_at: Any, ps: Any, qs: Any, rs: Any, ss: Any, scratch_x: Any, have: Any
 ) -> Any:

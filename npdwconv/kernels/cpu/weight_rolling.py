@@ -14,7 +14,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.columns import Tile, field_or_fixed, where
-from npdwconv.kernels.cpu.engine import Kernel, compiled
+from npdwconv.kernels.cpu.engine import Kernel, inlined
 from npdwconv.kernels.cpu.rolling import Turn, columns_under
 from npdwconv.kernels.cpu.simd import STORED, Value, int64
 from npdwconv.kernels.cpu.spec import Spec
@@ -118,7 +118,7 @@ def _roll(reads: str, *, steady: bool) -> Any:
 def _strip(reads: str) -> Any:
     steady, edge = _roll(reads, steady=True), _roll(reads, steady=False)
 
-    @compiled
+    @inlined
     def strip(task: Any, held: Any, x: Any, z: Any, top: Any, rows: Any, end: Any, q: Any) -> Any:
         """Add what a vector of columns gives: ``rows`` rows of z, whose first meets row ``top`` of x first."""
         for p in range(0, rows + task.late, task.rows):
@@ -154,7 +154,7 @@ def total(typing: Any, task: Any, held: Any, place: Any, pitch: Any) -> Any:
     return types.none(task, held, place, pitch), generate
 
 
-@compiled
+@inlined
 def _add_block(task: Any, held: Any, channel: Any, unit: Any) -> Any:
     """Add what a block of rows of a channel's planes gives, a vector of columns after another."""
     image = unit // task.blocks
