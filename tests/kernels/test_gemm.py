@@ -11,7 +11,7 @@ import pytest
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import cuts, pointwise, separable, strips
+from npdwconv.kernels.cpu import cuts, pointwise, separable, strips, together
 from npdwconv.kernels.cpu.arrays import room
 from npdwconv.kernels.cpu.cuts import TILES, best_cut, panels
 from npdwconv.kernels.cpu.machine import machine
@@ -237,7 +237,7 @@ def test_cuts_share_the_work():
 def test_strips(spatial, stride, mode, multiplier, layout, monkeypatch):
     """A separable convolution strip by strip is the one of whole images, with several strips for an item."""
     monkeypatch.setattr(strips, "LEAST_BYTES", dict.fromkeys(LAYOUTS, 0))
-    monkeypatch.setattr(strips, "STRIP_BYTES", 4000)
+    monkeypatch.setattr(together, "STRIP_BYTES", 4000)
     strips.strips.cache_clear()
     rng, rank, channels = np.random.default_rng(7), len(spatial), 6
     g = conv_geometry(spatial, (3,) * rank, (stride,) * rank, (1,) * rank, ((1, 1),) * rank, mode)

@@ -1,6 +1,6 @@
 """A whole network of frozen weights in channels_last: everything packed once, the arrays between its steps reused.
 
-A step is one launch; a standard convolution is two: its windows side by side, then their product with the weight.
+A step is one launch; in a standard convolution each row's windows are laid side by side, then multiplied.
 Bias, activation and the addition of an earlier result happen in the launch that makes a value, before it is stored.
 """
 
@@ -18,7 +18,9 @@ from npdwconv.kernels.cpu.arrays import aligned
 from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.patches import patches
 from npdwconv.kernels.cpu.pool import run_all
-from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing
+from npdwconv.kernels.cpu.products import Matrices, Packing, Strides, packed_product, packing, packing_product
+from npdwconv.kernels.cpu.strips import Strips, strips
+from npdwconv.kernels.cpu.together import Bounds, First, Steps, together
 from npdwconv.kernels.steps import Step, Window
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
@@ -73,6 +75,7 @@ class _Arrays:
         self.dtype, self.steps = network.dtype, network.steps
         self._free: list[Array] = []
         self._memory: dict[int, Array] = {}
+        self.kept: list[Array | None] = []  # whose addresses are in blocks of numbers
 
     def take(self, shape: Shape) -> tuple[Array, Array]:
         """An array and the memory it lies in."""
@@ -87,14 +90,17 @@ class _Arrays:
         array, self._memory[index] = self.take(shape)
         return array
 
-    def release(self, memory: Array) -> None:
+    def scratch(self, size: int) -> Array:
+        """Bytes that a step uses while it runs; to be taken after its result, whose memory they must not be."""
+        array, memory = self.take((-(-size // self.dtype.itemsize),))
         self._free.append(memory)
+        return array
 
     def pass_by(self, index: int) -> None:
         """Free what no step after ``index`` reads."""
         read = {index} | {step.adds for step in self.steps[index + 1 :]}
         for old in [key for key in self._memory if key not in read]:
-            self.release(self._memory.pop(old))
+            self._free.append(self._memory.pop(old))
 
 
 def _prepare(network: Network, shape: Shape) -> _Prepared:
@@ -102,31 +108,41 @@ def _prepare(network: Network, shape: Shape) -> _Prepared:
     results = {-1: arrays.result(-1, shape)}
     runs: list[Run] = []
     by_channels = False  # whether the last result was shared out so among the threads, in whose caches it lies
+    waiting: Strips | None = None  # which do the depthwise step before with this one
     for index, step in enumerate(network.steps):
         x, added = results[index - 1], None if step.adds is None else results[step.adds]
-        if step.kind == "standard":
-            x, memory = _windows(step, x, arrays, runs)
-        out = results[index] = arrays.result(index, _shape(step, x.shape))
-        if step.kind in ("depthwise", "mean"):
+        if waiting is None and (waiting := _strips(network.steps, index, x)) is not None:
+            results[index] = x
+            continue
+        shape = x.shape if waiting is None else _shape(network.steps[index - 1], x.shape)
+        out = results[index] = arrays.result(index, _shape(step, shape))
+        if waiting is not None:
+            runs.append(_separable(network, arrays, index - 1, waiting, x, out, added))
+            waiting, by_channels = None, False
+        elif step.kind == "standard":
+            runs.append(_standard(network, arrays, index, step, x, out, added))
+            by_channels = False
+        elif step.kind == "mean":
+            runs.append(_mean(arrays, x, out))
+            by_channels = False
+        elif step.kind == "depthwise":
             runs.append(_depthwise(network, index, step, x, out, by_channels=by_channels))
             by_channels = False
         else:
             launch, operands, by_channels = _pointwise(network, arrays, index, step, x, out, added)
             runs.append((launch, operands))
-        if step.kind == "standard":
-            arrays.release(memory)
         arrays.pass_by(index)
-    kept = [array for _, operands in runs for array in operands]
+    kept = [*arrays.kept, *(array for _, operands in runs for array in operands)]
     return _Prepared(
         results[-1], results[len(network.steps) - 1], [launch.bound(*operands) for launch, operands in runs], kept
     )
 
 
 def _shape(step: Step, x: Shape) -> Shape:
-    """The shape of a step's result; a standard convolution's ``x`` is its windows."""
+    """The shape of a step's result."""
     if step.kind == "mean":
         return (x[0], x[-1])
-    if step.kind == "depthwise":
+    if step.kind in ("depthwise", "standard"):
         return (x[0], *_geometry(step, x).out, _weight(step).shape[0])
     return (*x[:-1], _weight(step).shape[0])
 
@@ -137,70 +153,120 @@ def _weight(step: Step) -> Array:
 
 
 def _geometry(step: Step, x: Shape) -> ConvGeometry:
-    """The geometry of a step that has a window, at an input of shape ``x``; a mean's window is all of it."""
-    window = step.window
-    if window is None:
-        size = x[1:-1]
-        window = Window(size, (1,) * len(size), ((0, 0),) * len(size), (1,) * len(size))
-    return window.geometry(x[1:-1])
+    """The geometry of a convolution at an input of shape ``x``."""
+    return cast(Window, step.window).geometry(x[1:-1])
 
 
-def _windows(step: Step, x: Array, arrays: _Arrays, runs: list[Run]) -> tuple[Array, Array]:
-    g = _geometry(step, x.shape)
-    windows, memory = arrays.take((x.shape[0], *g.out, prod(g.kernel) * x.shape[-1]))
-    runs.append((patches(x.shape[0], x.shape[-1], g, x.dtype.name), (x, windows)))
-    return windows, memory
+def _standard(
+    network: Network, arrays: _Arrays, index: int, step: Step, x: Array, out: Array, added: Array | None
+) -> Run:
+    """A standard convolution, a row of its result at a time: windows side by side, then their product."""
+    g, channels, threads = _geometry(step, x.shape), x.shape[-1], get_num_threads()
+    (sweeps,) = phases.forward(g)
+    m = _matrices(step, g.out[-1], prod(g.kernel) * channels, added, x.dtype.name, threads=1)
+    height, width = g.out
+    bounds = Bounds(x.shape[0], 1, height, width, rows=1)
+    first = First(patches(1, channels, g, x.dtype.name), 1, "x", "low_h", sweeps[0])
+    steps = Steps(x[0].nbytes, out[0].nbytes, m.columns * x.itemsize)
+    between = m.height * m.depth * x.itemsize
+    pair = together(first, packed_product(m), "a", between, bounds, steps, bounds.items(threads))
+    panels, scratch = _panels(network, index, step, packing(m)), arrays.scratch(pair.scratch)
+    blocks = pair.blocks({}, {"packed": panels, "bias": step.bias}, scratch)
+    arrays.kept += [panels, step.bias, scratch]
+    return pair.launch, (*blocks, x, out, added)
+
+
+def _mean(arrays: _Arrays, x: Array, out: Array) -> Run:
+    """The mean over space: the product of one row, whose every element is the same, with the pixels of an image."""
+    batch, pixels, channels = x.shape[0], prod(x.shape[1:-1]), x.shape[-1]
+    name, strides = x.dtype.name, (Strides(pixels), Strides(1, channels, pixels * channels))
+    m = Matrices(
+        batch, 1, channels, pixels, *strides, Strides(1, 1, channels), name, name, name, threads=get_num_threads()
+    )
+    run = packing_product(m)
+    return run.launch, (np.full(pixels, 1 / pixels, x.dtype), x, None, out, None, arrays.scratch(run.scratch))
 
 
 def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array, *, by_channels: bool) -> Run:
-    """A depthwise convolution; a mean is one whose every tap is the same."""
-    weight = _weight(step)
-    if step.kind == "mean":
-        size = x.shape[1:-1]
-        weight = np.full((x.shape[-1], *size), 1 / prod(size), x.dtype)
-        out = out.reshape(x.shape[0], *(1,) * len(size), x.shape[-1])
-    passes = phases.forward(_geometry(step, x.shape))
-    dtypes = (x.dtype, weight.dtype, step.bias is not None, out.dtype, None)
+    launch, taps = _dense(network, index, x, out.shape, by_channels=by_channels)
+    return launch, (x, taps, step.bias, out, None)
+
+
+def _dense(network: Network, index: int, x: Array, out: Shape, *, by_channels: bool) -> tuple[Launch, Array]:
+    """The launch of a depthwise step, and its weight, packed."""
+    step = network.steps[index]
+    weight, passes = _weight(step), phases.forward(_geometry(step, x.shape))
+    dtypes = (x.dtype, weight.dtype, step.bias is not None, x.dtype, None)
     (dense,) = channels_last.launches(
-        x.shape, out.shape, weight.shape, passes, dtypes, step.activation, get_num_threads(), by_channels
+        x.shape, out, weight.shape, passes, dtypes, step.activation, get_num_threads(), by_channels
     )
+    return dense.run, _taps(network, index, dense)
+
+
+def _taps(network: Network, index: int, dense: channels_last.Dense) -> Array:
+    """A depthwise step's weight, packed."""
     taps = network.taps.get(index)
-    if taps is None or step.kind == "mean":
-        taps = network.taps[index] = np.empty(dense.packed, x.dtype)
-        dense.pack(weight, taps)
-    return dense.run, (x, taps, step.bias, out, None)
+    if taps is None:
+        taps = network.taps[index] = aligned((dense.packed,), dense.dtype)
+        dense.pack(_weight(network.steps[index]), taps)
+    return taps
+
+
+def _separable(
+    network: Network, arrays: _Arrays, index: int, plan: Strips, x: Array, out: Array, added: Array | None
+) -> Run:
+    """A depthwise step and the pointwise one behind it, strip by strip."""
+    first, second = network.steps[index : index + 2]
+    pack, packs = cast(channels_last.Dense, plan.pack), cast(Packing, plan.packing)
+    taps, panels = _taps(network, index, pack), _panels(network, index + 1, second, packs)
+    scratch = arrays.scratch(plan.pair.scratch)
+    arrays.kept += [taps, first.bias, panels, second.bias, scratch]
+    return plan.pair.launch, (*plan.blocks(taps, first.bias, panels, second.bias, scratch), x, out, added)
+
+
+def _strips(steps: tuple[Step, ...], index: int, x: Array) -> Strips | None:
+    """Strips for a depthwise step whose result only the product behind it reads, if it would not stay in the caches."""
+    pair = steps[index : index + 2]
+    if [step.kind for step in pair] != ["depthwise", "pointwise"] or any(step.adds == index for step in steps):
+        return None
+    first, second = pair
+    shapes, g = (x.shape, _weight(second).shape), _geometry(first, x.shape)
+    types = x.dtype, first.bias is not None, second.bias is not None, second.adds is not None
+    return strips("channels_last", shapes, g, types, (first.activation, second.activation), get_num_threads())
 
 
 def _pointwise(
     network: Network, arrays: _Arrays, index: int, step: Step, x: Array, out: Array, added: Array | None
 ) -> tuple[Launch, tuple[Array | None, ...], bool]:
+    m = _matrices(step, prod(x.shape[:-1]), x.shape[-1], added, x.dtype.name, get_num_threads())
+    run = packed_product(m)
+    operands = x, _panels(network, index, step, packing(m)), step.bias, out, added, arrays.scratch(run.scratch)
+    return run.launch, operands, m.cut("rows").row_blocks == 1
+
+
+def _matrices(step: Step, rows: int, depth: int, added: Array | None, name: str, threads: int) -> Matrices:
+    """The product with a step's weight, of windows in a standard convolution."""
     outputs = _weight(step).shape[0]
-    weight = _weight(step) if step.kind == "pointwise" else np.moveaxis(_weight(step), 1, -1)
-    weight = np.ascontiguousarray(weight).reshape(outputs, -1)
-    depth = weight.shape[1]
-    name = x.dtype.name
-    m = Matrices(
+    strides = Strides(depth), Strides(depth), Strides(outputs)
+    return Matrices(
         1,
-        prod(x.shape[:-1]),
+        rows,
         outputs,
         depth,
-        Strides(depth),
-        Strides(depth),
-        Strides(outputs),
-        name,
-        name,
-        name,
+        *strides,
+        *(name, name, name),
         bias_type=name if step.bias is not None else "",
         other_type=name if added is not None else "",
         activation=step.activation,
-        threads=get_num_threads(),
+        threads=threads,
     )
-    plan = packing(m)
+
+
+def _panels(network: Network, index: int, step: Step, plan: Packing) -> Array:
+    """A step's weight, packed."""
     panels = network.panels.get((index, plan.width))
     if panels is None:
-        panels = network.panels[index, plan.width] = aligned((plan.size,), name)
-        plan.launch(weight, panels)
-    run = packed_product(m)
-    scratch, memory = arrays.take((run.scratch // x.itemsize,))
-    arrays.release(memory)
-    return run.launch, (x, panels, step.bias, out, added, scratch), m.cut("rows").row_blocks == 1
+        weight = _weight(step) if step.kind == "pointwise" else np.moveaxis(_weight(step), 1, -1)
+        panels = network.panels[index, plan.width] = aligned((plan.size,), plan.dtype)
+        plan.launch(np.ascontiguousarray(weight).reshape(weight.shape[0], -1), panels)
+    return panels
