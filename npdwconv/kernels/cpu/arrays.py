@@ -39,16 +39,22 @@ def aligned(shape: tuple[int, ...], dtype: str) -> Array:
     return memory[start : start + prod(shape) * kind.itemsize].view(kind).reshape(shape)
 
 
+MOST = 8_000_000  # bytes that are kept
+
+
 class _Rooms(threading.local):
-    memory = np.empty(0, np.uint8)
+    def __init__(self) -> None:
+        self.kept: dict[str, Array] = {}
 
 
 _rooms = _Rooms()
 
 
-def room(size: int) -> Array:
-    """Bytes for a launch of this thread's, the same each time: of new memory, each page costs a fault."""
-    memory = _rooms.memory
-    if memory.nbytes < size:
-        memory = _rooms.memory = aligned((size,), "uint8")
+def room(size: int, use: str = "") -> Array:
+    """Bytes for a launch of this thread's, the same for each ``use``: of new memory, each page costs a fault."""
+    memory = _rooms.kept.get(use)
+    if memory is None or memory.nbytes < size:
+        memory = aligned((size,), "uint8")
+        if size <= MOST:
+            _rooms.kept[use] = memory
     return memory

@@ -10,14 +10,14 @@ from math import prod
 
 from npdwconv.activations import Activation
 from npdwconv.geometry import ConvGeometry
-from npdwconv.kernels.chain import empty_middle, separable_bwd_of
+from npdwconv.kernels.chain import separable_bwd_of
 from npdwconv.kernels.cpu import depthwise, pointwise
-from npdwconv.kernels.cpu.arrays import deliver, plain, target
+from npdwconv.kernels.cpu.arrays import deliver, plain, room, target
 from npdwconv.kernels.cpu.epilogue import bias_bwd
 from npdwconv.kernels.cpu.pointwise import Packed, packed
 from npdwconv.kernels.cpu.strips import Strips, strips
 from npdwconv.kernels.reference.borders import pad_fwd
-from npdwconv.layouts import Array
+from npdwconv.layouts import Array, shape_of
 from npdwconv.precision import accumulator
 from npdwconv.threads import get_num_threads
 
@@ -52,7 +52,7 @@ def separable_fwd(
     step = max(MIDDLE_BYTES // max(one, 1), 1)
     for start in range(0, x.shape[0], step):
         images = slice(start, start + step)
-        middle = empty_middle(x[images], depthwise_weight, g, layout)
+        middle = _middle(x[images], depthwise_weight, g, layout)
         depthwise.depthwise_fwd(x[images], *first, middle, g, layout, depthwise_activation)
         pointwise.pointwise_fwd(middle, *second, out[images], layout, activation)
 
@@ -67,6 +67,13 @@ def _run(
         ready = weight.panels(plan.packing) if isinstance(weight, Packed) else packed(ready, plan.packing)
     plan.run(x, plain(first[0]), biases[0], ready, biases[1], written)
     deliver(written, out)
+
+
+def _middle(x: Array, weight: Array, g: ConvGeometry, layout: str) -> Array:
+    """Where the value between the stages lies, the same memory in every call of a thread."""
+    shape, dtype = shape_of(layout, x.shape[0], weight.shape[0], g.out), accumulator(x.dtype)
+    size = prod(shape) * dtype.itemsize
+    return room(size, "middle")[:size].view(dtype).reshape(shape)
 
 
 separable_bwd = separable_bwd_of(depthwise, pointwise, bias_bwd)
