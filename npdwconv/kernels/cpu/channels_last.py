@@ -12,10 +12,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npdwconv.kernels.cpu.engine import Kernel, Launch, compiled
+from npdwconv.kernels.cpu.engine import SMALL, Kernel, Launch, compiled
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
-from npdwconv.kernels.cpu.pixels import finish, pack_taps, row_at_edge, row_inside, start
+from npdwconv.kernels.cpu.pixels import (
+    both_at_edge,
+    both_inside,
+    finish,
+    lower_at_edge,
+    lower_inside,
+    pack_taps,
+    start,
+    upper_at_edge,
+    upper_inside,
+)
+from npdwconv.kernels.cpu.pool import run_all
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 from npdwconv.layouts import Array
@@ -23,6 +34,7 @@ from npdwconv.threads import get_num_threads
 
 POINTERS = ("x", "weight", "bias", "out", "other")
 WIDEST = 32  # taps of a row that are unrolled; beyond, and at rare strides and dilations, one tap at a time
+MANY = 8  # vectors of channels beside which one more, so that the others begin with cache lines, is little
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 
 
@@ -39,30 +51,39 @@ def _last_tap(low: Any, size: Any, taps: Any, dilation: Any) -> Any:
 first_tap, last_tap = compiled(_first_tap), compiled(_last_tap)
 
 
-def _adder(row: Any) -> Any:
-    """What adds all taps to a tile, a ``row`` of them at a time: one for edges, so that only these pay for masks."""
+def _adder(upper: Any, both: Any, lower: Any) -> Any:
+    """What adds all taps to a tile, an input row at a time: one for edges, so that only these look at columns.
+
+    An input row reaches the tile's upper row of sums, its lower one, or both.
+    """
 
     def add(
-        task: Any, sums: Any, source: Any, taps: Any, c: Any, before: Any, t0: Any, t1: Any, r0: Any, r1: Any
+        task: Any, sums: Any, source: Any, taps: Any, c: Any, before: Any, t0: Any, t1: Any, r0: Any, r1: Any, one: Any
     ) -> Any:
         left = task.channels - c
+        alone = task.kernel_h if one else 1
         for m in range(task.fold):
             for t in range(t0, t1):
-                for r in range(r0, r1):
-                    plane = t * task.dilation_d * task.x_plane + r * task.dilation_h * task.x_row
-                    x = source + (m + plane) * task.x_size
-                    tap = ((t * task.kernel_h + r) * task.kernel_w) * task.weight_tap + m * task.weight_fold
-                    w = taps + tap * task.weight_size
-                    for s in range(0, task.kernel_w, task.taps_w):
-                        shift = s * task.dilation_w
-                        xs, ws = x + shift * task.x_pixel * task.x_size, w + s * task.weight_tap * task.weight_size
-                        sums = row(task, sums, xs, ws, c, left, before - shift, task.width + before - shift)
+                x = source + (m + t * task.dilation_d * task.x_plane) * task.x_size
+                w = taps + m * task.weight_fold + t * task.weight_plane
+                for s in range(0, task.kernel_w, task.taps_w):
+                    shift = s * task.dilation_w
+                    xs, ws = x + shift * task.x_pixel * task.x_size, w + s * task.weight_tap
+                    low = before - shift
+                    for r in range(r0, min(r1, alone)):
+                        sums = upper(task, sums, xs + r * task.x_down, ws + r * task.weight_row, c, left, low)
+                    if task.rows > 1:
+                        for r in range(max(r0, alone), min(r1, task.kernel_h)):
+                            sums = both(task, sums, xs + r * task.x_down, ws + r * task.weight_row, c, left, low)
+                        for r in range(max(r0, task.kernel_h), r1):
+                            sums = lower(task, sums, xs + r * task.x_down, ws + r * task.weight_row, c, left, low)
         return sums
 
     return compiled(add, inline="always")
 
 
-add_inside, add_at_edge = _adder(row_inside), _adder(row_at_edge)
+add_inside = _adder(upper_inside, both_inside, lower_inside)
+add_at_edge = _adder(upper_at_edge, both_at_edge, lower_at_edge)
 
 
 def _correlate(task: Any, item: Any) -> None:
@@ -71,61 +92,64 @@ def _correlate(task: Any, item: Any) -> None:
     row_block = rest % task.row_blocks
     plane = rest // task.row_blocks
     image, o = plane // task.out_d, plane % task.out_d
-    end = min((strip_block + 1) * task.block_channels, task.channels)
+    begin = strip_block * task.block_channels
+    end = min(begin + task.block_channels, task.channels)
+    ahead = task.x % (task.lanes * task.x_size) // task.x_size if task.aligns else 0
+    final = end - task.lanes if task.aligns else end
     last_row = min((row_block + 1) * task.block_rows, task.out_h)
     front = task.low_d - o * task.stride_d
     t0, t1 = first_tap(front, task.dilation_d), last_tap(front, task.depth, task.kernel_d, task.dilation_d)
-    for strip in range(strip_block * task.block_channels, end, task.strip):
-        for p in range(row_block * task.block_rows, last_row):
+    for strip in range(begin - ahead, end, task.strip):
+        for p in range(row_block * task.block_rows, last_row, task.rows):
             above = task.low_h - p * task.stride_h
-            r0, r1 = first_tap(above, task.dilation_h), last_tap(above, task.height, task.kernel_h, task.dilation_h)
+            alone = task.rows == 1 or last_row - p == 1
+            taps_h = task.kernel_h if alone else task.kernel_h + 1
+            r0, r1 = first_tap(above, task.dilation_h), last_tap(above, task.height, taps_h, task.dilation_h)
             row = image * task.out_image + o * task.out_plane + p * task.out_row + task.out_start
             for q in range(0, task.out_w, task.pixels):
                 before = task.low_w - q * task.stride_w
                 reach = (task.pixels - 1) * task.stride_w + (task.kernel_w - 1) * task.dilation_w - before
                 corner = image * task.x_image - front * task.x_plane - above * task.x_row - before * task.x_pixel
                 place = row + q * task.out_pixel
-                for c in range(strip, min(strip + task.strip, end), task.lanes):
+                for lane in range(strip, min(strip + task.strip, end), task.lanes):
+                    c = min(max(lane, begin), final)
                     left = task.channels - c
                     sums = start(task, task.bias + c * task.bias_size, left)
                     source = task.x + (corner + c * task.fold // task.repeat) * task.x_size
-                    taps = task.weight + c * task.weight_size
+                    taps = task.weight + task.weight_start + c * task.weight_size
                     if before <= 0 and reach < task.width:
-                        sums = add_inside(task, sums, source, taps, c, before, t0, t1, r0, r1)
+                        sums = add_inside(task, sums, source, taps, c, before, t0, t1, r0, r1, alone)
                     else:
-                        sums = add_at_edge(task, sums, source, taps, c, before, t0, t1, r0, r1)
+                        sums = add_at_edge(task, sums, source, taps, c, before, t0, t1, r0, r1, alone)
                     finish(
                         task,
                         sums,
                         task.out + (place + c) * task.out_size,
                         task.other + (place + c) * task.other_size,
                         left,
+                        last_row - p,
                         min(task.out_w - q, task.pixels),
                     )
 
 
 def _pack(task: Any, item: Any) -> None:
     c = item * task.lanes
+    packed = task.packed + c * task.packed_size
     for m in range(task.fold):
-        for t in range(task.kernel_d):
-            for r in range(task.kernel_h):
-                for s in range(task.kernel_w):
-                    tap = task.weight_start + t * task.step_d + r * task.step_h + s * task.step_w
-                    source = (c * task.fold + m) * task.weight_taps + tap
-                    target = (((m * task.kernel_d + t) * task.kernel_h + r) * task.kernel_w + s) * task.channels + c
-                    pack_taps(
-                        task,
-                        task.weight + source * task.weight_size,
-                        task.packed + target * task.packed_size,
-                        task.channels - c,
-                    )
+        weight = task.weight + (c * task.fold + m) * task.taps * task.weight_size
+        for tap in range(task.taps):
+            pack_taps(task, weight + tap * task.weight_size, packed, task.channels - c)
+            packed += task.packed_tap
 
 
 correlate, pack = Kernel(_correlate), Kernel(_pack)
 
 
 class Dense(NamedTuple):
-    """The launches of one dense correlation: its weights packed to [fold][taps][channels], then the sums."""
+    """The launches of one dense correlation: all weights packed to [fold][taps][channels], then the sums.
+
+    Packing is the same for every pass of a call.
+    """
 
     packed: int
     dtype: str
@@ -162,10 +186,16 @@ def gather(
     result is ``other · activation′(z)``.
     """
     dtypes = (source.dtype, weight.dtype, bias is not None, out.dtype, None if other is None else other.dtype)
-    for dense in launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads()):
-        packed = np.empty(dense.packed, dtype=dense.dtype)
-        dense.pack(weight, packed)
-        dense.run(source, packed, bias, out, other)
+    threads = get_num_threads()
+    found = launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, threads)
+    packed = np.empty(found[0].packed, dtype=found[0].dtype)
+    if len(found) == 1:
+        found[0].pack(weight, packed)
+        found[0].run(source, packed, bias, out, other)
+        return
+    sums = [dense.run.bound(source, packed, bias, out, other) for dense in found]
+    small = sum(dense.run.work for dense in found) < SMALL
+    run_all([found[0].pack.bound(weight, packed), *sums], 1 if small else threads)
 
 
 @lru_cache(maxsize=1024)
@@ -191,9 +221,8 @@ def _dense(call: Call, sweeps: Sweeps) -> Dense:
     d, h, w = (lone,) * (3 - len(sweeps)) + sweeps
     channels, inputs = call.result[-1], call.source[-1]
     fold = max(inputs // channels, 1)
-    taps = fold * d.taps * h.taps * w.taps
-    packs, sums = _pack_launch(call, d, h, w, fold), _sum_launch(call, d, h, w, fold)
-    return Dense(taps * channels, STORED[call.types[1]][2], packs, sums)
+    packed = fold * prod(call.kernel) * _tap(call)
+    return Dense(packed, STORED[call.types[1]][2], _pack_launch(call, fold), _sum_launch(call, d, h, w, fold))
 
 
 def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
@@ -208,6 +237,7 @@ def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
         "activation": call.activation,
         "tail": channels % lanes != 0,
         "lanes": lanes,
+        "rows": tile_rows(h) if common else 1,
         "pixels": tile_pixels(w.out),
         "taps_w": max(w.taps, 1) if common else 1,
         "repeat": max(channels // max(call.source[-1], 1), 1),
@@ -218,6 +248,12 @@ def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
     }
     column = {"kernel_w": w.taps, "stride_w": w.stride, "dilation_w": w.dilation}
     strip, block_channels, block_rows = _blocks(call, d, h, w, lanes)
+    fixed["aligns"] = (
+        block_channels >= MANY * lanes
+        and not (fixed["tail"] or call.types[4])
+        and fixed["fold"] == fixed["repeat"] == 1
+        and fixed["x_size"] == fixed["out_size"]
+    )
     row_blocks, channel_blocks = -(-h.out // block_rows), -(-channels // block_channels)
     numbers = {
         **_strides("x", call.source),
@@ -232,8 +268,7 @@ def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
         "out_d": d.out,
         "out_h": h.out,
         "out_w": w.out,
-        "weight_tap": channels,
-        "weight_fold": d.taps * h.taps * w.taps * channels,
+        **_weight_steps(call, d, h, w),
         **{
             f"{field}_{axis}": value for axis, sweep in (("d", d), ("h", h)) for field, value in _numbers(sweep).items()
         },
@@ -246,10 +281,30 @@ def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
     }
     for axis, sweep in (("plane", d), ("row", h), ("pixel", w)):
         numbers[f"out_{axis}"] *= sweep.out_step
+    numbers["x_down"] = numbers["x_row"] * h.dilation * STORED[call.types[0]][1]
     (fixed if common else numbers).update(column)
     items = call.result[0] * d.out * row_blocks * channel_blocks if w.out and channels else 0
     work = prod(call.result[:1]) * channels * d.out * h.out * w.out * fold * max(d.taps * h.taps * w.taps, 4)
     return Launch(correlate, POINTERS, fixed, numbers, items=items, work=work)
+
+
+def _weight_steps(call: Call, d: Sweep, h: Sweep, w: Sweep) -> dict[str, int]:
+    """Bytes of packed weights from one tap of a pass to the next along each axis, and to its first."""
+    _, rows, columns = (1,) * (3 - len(call.kernel)) + call.kernel
+    tap = _tap(call) * STORED[STORED[call.types[1]][2]][1]
+    return {
+        "weight_start": ((d.tap_first * rows + h.tap_first) * columns + w.tap_first) * tap,
+        "weight_tap": w.tap_step * tap,
+        "weight_row": h.tap_step * columns * tap,
+        "weight_plane": d.tap_step * rows * columns * tap,
+        "weight_fold": prod(call.kernel) * tap,
+    }
+
+
+def _tap(call: Call) -> int:
+    """Packed weights from one tap to the next: whole vectors, an odd number, for a power of two would share a set."""
+    lanes = machine().lanes(STORED[STORED[call.types[1]][2]][1])
+    return (-(-call.result[-1] // lanes) | 1) * lanes
 
 
 def _numbers(sweep: Sweep) -> dict[str, int]:
@@ -265,6 +320,11 @@ def _steps(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 
 def _strides(name: str, shape: tuple[int, ...]) -> dict[str, int]:
     return dict(zip((f"{name}_image", f"{name}_plane", f"{name}_row", f"{name}_pixel"), _steps(shape), strict=True))
+
+
+def tile_rows(rows: Sweep) -> int:
+    """Rows in a tile: two where they share rows of the input and registers hold their sums."""
+    return 2 if machine().registers >= 32 and rows.stride == rows.dilation == 1 < min(rows.taps, rows.out) else 1
 
 
 def tile_pixels(width: int) -> int:
@@ -294,26 +354,18 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, lanes: int) -> tuple[int, 
     return strip, channels, min(rows, 4) if large else rows
 
 
-def _pack_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
+def _pack_launch(call: Call, fold: int) -> Launch:
     dtype = STORED[call.types[1]][2]
-    lanes, channels = machine().lanes(STORED[dtype][1]), call.result[-1]
-    _, rows, columns = (1,) * (3 - len(call.kernel)) + call.kernel
-    taps = prod(call.kernel)
+    lanes, channels, taps = machine().lanes(STORED[dtype][1]), call.result[-1], prod(call.kernel)
     fixed: dict[str, Fixed] = {"weight_type": call.types[1], "lanes": lanes}
     numbers = {
         "weight_size": STORED[call.types[1]][1],
+        "weight_channel": taps * fold,
         "packed_size": STORED[dtype][1],
+        "packed_tap": _tap(call) * STORED[dtype][1],
         "channels": channels,
         "fold": fold,
-        "weight_taps": taps,
-        "weight_channel": taps * fold,
-        "weight_start": (d.tap_first * rows + h.tap_first) * columns + w.tap_first,
-        "step_d": d.tap_step * rows * columns,
-        "step_h": h.tap_step * columns,
-        "step_w": w.tap_step,
-        "kernel_d": d.taps,
-        "kernel_h": h.taps,
-        "kernel_w": w.taps,
+        "taps": taps,
     }
-    work = 16 * d.taps * h.taps * w.taps * channels * fold
+    work = 16 * taps * channels * fold
     return Launch(pack, ("weight", "packed"), fixed, numbers, items=-(-channels // lanes), work=work)
