@@ -153,6 +153,14 @@ def test_planes_compiled_for_their_height(extent):
         Case(geometry((extent, extent), kernel, stride), channels=512).check()
 
 
+@pytest.mark.parametrize("channels", [511, 512])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 1), (5, 2)])
+def test_two_planes_in_a_vector(kernel, stride, channels):
+    """Of an even number of channels two neighbours' planes share a vector that is wide enough."""
+    for width in (LANES // 2, LANES // 2 - 1):
+        Case(geometry((7 * stride, width * stride), kernel, stride), batch=2, channels=channels).check()
+
+
 def test_dilation_compiled_in():
     Case(geometry((33, 33), 3, 1, 6), channels=32).check()
 

@@ -116,6 +116,7 @@ def _planes(task: Any, item: Any) -> None:
     block = unit - slice_ * task.blocks
     plane = slice_ // task.out_d
     depth = slice_ - plane * task.out_d
+    plane *= task.mates
     channel = plane % task.channels
     while unit < last:
         weight = task.weight + channel * task.folds * task.kernel * task.weight_size
@@ -135,7 +136,7 @@ def _planes(task: Any, item: Any) -> None:
                 inside = inside and q + task.tile_columns <= task.full_w
                 at = first_plane + front + t0 * task.dilation_d
                 begin = (at * task.height + max(top, 0)) * task.width + left
-                at = first_plane + front + (task.folds - 1) * task.depth + (t1 - 1) * task.dilation_d
+                at = first_plane + front + (task.folds - 1) * task.depth + (t1 - 1) * task.dilation_d + task.mates - 1
                 bottom = min(top + task.tile_height, task.height) - 1
                 end = (at * task.height + bottom) * task.width + left + task.reach
                 array = task.merges and begin >= 0 and end <= task.source_end
@@ -162,8 +163,8 @@ def _planes(task: Any, item: Any) -> None:
             depth += 1
         if depth == task.out_d:
             depth = 0
-            plane += 1
-            channel += 1
+            plane += task.mates
+            channel += task.mates
         if channel == task.channels:
             channel = 0
 

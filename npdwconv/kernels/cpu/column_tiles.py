@@ -16,8 +16,11 @@ from npdwconv.kernels.cpu.columns import (
     Tile,
     Weights,
     field_or_fixed,
+    halves,
     interleave,
     meetings,
+    twin_load,
+    twin_splat,
     where,
 )
 from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
@@ -31,7 +34,8 @@ def start(typing: Any, task: Any, bias: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         v = tile.vectors_of(builder)
-        value = v.splat(v.load_scalar(arguments[1], stored)) if stored else v.zero()
+        twin = int64(STORED[stored][1]) if stored and tile.twins else None
+        value = twin_splat(v, arguments[1], twin, stored) if stored else v.zero()
         rest = [v.zero()] * (tile.sums * (tile.splits - 1))
         return context.make_tuple(builder, result, [value] * tile.sums + rest)
 
@@ -81,9 +85,12 @@ def _gather(reads: str) -> Any:
                 field_or_fixed(builder, spec, task_, "height"),
                 field_or_fixed(builder, spec, task_, "width"),
             )
-            columns = Columns(v, tile, left_, width, reads)
+            plane = builder.mul(v.index(height, STORED[str(spec.source_type)][1]), width) if tile.twins else None
+            columns = Columns(v, tile, left_, width, reads, plane)
             pitch = v.index(width, columns.size)
-            weights = Weights(v, spec, weight_)
+            kernel = field_or_fixed(builder, spec, task_, "kernel")
+            size = STORED[str(spec.weight_type)][1]
+            weights = Weights(v, spec, weight_, v.index(kernel, size) if tile.twins else None)
             acc = [builder.extract_value(sums_, i) for i in range(tile.sums * tile.splits)]
             rows = meetings(tile.rows, tile.row_step, tile.row_phases)
             exist = Rows(builder, list(rows), top_, height)
@@ -146,7 +153,9 @@ def _finish(*, edge: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, out_, other_, rows_, columns_ = arguments
             v = tile.vectors_of(builder)
-            store = Output(v, tile, field_or_fixed(builder, spec, task_, "tile_pitch"), columns_ if edge else None)
+            plane = field_or_fixed(builder, spec, task_, "out_plane") if tile.twins else None
+            pitch = field_or_fixed(builder, spec, task_, "tile_pitch")
+            store = Output(v, tile, pitch, columns_ if edge else None, twin=plane)
             kinds = len(tile.row_phases)
             for row in range(tile.rows * kinds):
                 with builder.if_then(builder.icmp_signed("<", int64(row), rows_), likely=True):
@@ -183,10 +192,14 @@ class Output:
         first: Value | None = None,
         *,
         streams: bool = False,
+        twin: Value | None = None,
     ) -> None:
-        """Of its columns those from ``first`` (0) to ``end`` exist, all without it; whole vectors may be streamed."""
+        """Of its columns those from ``first`` (0) to ``end`` exist, all without it; whole vectors may be streamed.
+
+        ``twin`` is how many values further on the second half of the lanes is written.
+        """
         self.v, self.tile, self.pitch, self.end = v, tile, pitch, end
-        self.first, self.streams = first or int64(0), streams
+        self.first, self.streams, self.twin = first or int64(0), streams, twin
         spec = tile.spec
         self.activation = str(spec.activation)
         self.stored, self.other_stored = str(spec.out_type), str(spec.other_type)
@@ -220,12 +233,21 @@ class Output:
         return self.v.at(origin, rows, column * self.step * size)
 
     def _read(self, address: Value, mask: Value | None) -> Value:
+        if self.twin is not None:
+            twin = self.v.index(self.twin, STORED[self.other_stored][1])
+            return twin_load(self.v, address, twin, self.other_stored, mask)
         if self.step == 1:
             return self.v.load(address, self.other_stored, mask)
         return self.v.gather(address, int64(self.step * STORED[self.other_stored][1]), self.other_stored, mask)
 
     def _store(self, value: Value, address: Value, mask: Value | None) -> None:
-        if self.streams:
+        if self.twin is not None:
+            narrow, *lanes = halves(self.v)
+            some = None if mask is None else self.v.shuffle(mask, mask, lanes[0])
+            for half in lanes:
+                narrow.store(self.v.shuffle(value, value, half), address, self.stored, some)
+                address = self.v.at(address, self.v.index(self.twin, STORED[self.stored][1]))
+        elif self.streams:
             self.v.stream(value, address)
         elif self.step == 1:
             self.v.store(value, address, self.stored, mask)

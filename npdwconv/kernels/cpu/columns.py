@@ -71,6 +71,7 @@ class Tile:
         self.row_step = int(spec.row_step) if spec.knows("row_step") else 1
         self.column_step = int(spec.column_step)
         self.dtype, self.merges = str(spec.dtype), bool(spec.merges)
+        self.twins = spec.knows("mates") and spec.mates == 2
 
     def vectors_of(self, builder: Any) -> Vectors:
         return Vectors(builder, self.dtype)
@@ -118,8 +119,11 @@ class Columns:
     lanes outside the image hold something, which the sums leave out) or "lanes" (only those in the image).
     """
 
-    def __init__(self, v: Vectors, tile: Tile, left: Value, width: Value, reads: str) -> None:
-        self.v, self.step, self.reads = v, tile.column_step, reads
+    def __init__(
+        self, v: Vectors, tile: Tile, left: Value, width: Value, reads: str, twin: Value | None = None
+    ) -> None:
+        """``twin`` is the distance to the plane that the second half of the lanes reads."""
+        self.v, self.step, self.reads, self.twin = v, tile.column_step, reads, twin
         self.parts = min(tile.column_step, int(tile.spec.parts))
         self.stored, self.size = str(tile.spec.source_type), STORED[str(tile.spec.source_type)][1]
         b = v.builder
@@ -134,19 +138,29 @@ class Columns:
         """The mask of the lanes whose input column is in the image; None where all are."""
         if self.reads == "inside":
             return None
-        return self._mask(offset + vector * self.v.lanes * self.step, self.step)
+        mask = self._mask(offset + vector * self.v.lanes * self.step, self.step)
+        return mask if self.twin is None else twice(self.v, mask)
 
     def load(self, row: Value, offset: int, vector: int, seen: dict[int, Value]) -> Value:
         """The input columns that ``vector`` reads with a tap at ``offset``; ``seen`` keeps a row's loads."""
         first = offset + vector * self.v.lanes * self.step
         if self.step == 1:
-            return self._consecutive(row, first, seen)
+            return self._consecutive(row, first, seen) if self.twin is None else self._halves(row, first)
         if not self._shuffled:
             step = int64(self.step * self.size)
             return self.v.gather(self.v.at(row, first * self.size), step, self.stored, self._loaded(first, self.step))
         grid = self._grid(offset, vector)
         parts = [self._consecutive(row, grid + part * self.v.lanes, seen) for part in range(self.parts)]
-        return pick(self.v, parts, [first - grid + lane * self.step for lane in range(self.v.lanes)])
+        places = [first - grid + lane * self.step for lane in range(self.v.lanes)]
+        if self.twin is None:
+            return pick(self.v, parts, places)
+        if grid + self.v.lanes not in seen:  # no part is there: one vector holds all columns
+            row = self.v.at(row, grid * self.size, self.twin)
+            seen[grid + self.v.lanes] = self.v.load(row, self.stored, self._loaded(grid, 1))
+        half = self.v.lanes // 2
+        return self.v.shuffle(
+            parts[0], seen[grid + self.v.lanes], places[:half] + [self.v.lanes + place for place in places[:half]]
+        )
 
     @property
     def _shuffled(self) -> bool:
@@ -159,6 +173,11 @@ class Columns:
         if offset not in seen:
             seen[offset] = self.v.load(self.v.at(row, offset * self.size), self.stored, self._loaded(offset, 1))
         return seen[offset]
+
+    def _halves(self, row: Value, offset: int) -> Value:
+        """Consecutive columns of either plane."""
+        v, mask = self.v, self._loaded(offset, 1)
+        return twin_load(v, v.at(row, offset * self.size), self.twin, self.stored, mask)
 
     def _prepare(self, offset: int, vector: int) -> None:
         """Make the masks that loads need, before any branch."""
@@ -218,17 +237,47 @@ def where(builder: Any, flag: Value, values: list[Value]) -> Iterator[list[Value
             values[index] = merged
 
 
-class Weights:
-    """One plane's kernel: its taps in every lane."""
+def halves(v: Vectors) -> tuple[Vectors, list[int], list[int]]:
+    """Half a vector, and where the lanes of either half are."""
+    half = v.lanes // 2
+    return Vectors(v.builder, v.dtype, half), list(range(half)), list(range(half, v.lanes))
 
-    def __init__(self, v: Vectors, spec: Spec, address: Value) -> None:
-        self.v, self.address = v, address
+
+def twice(v: Vectors, value: Value) -> Value:
+    """The first half of the lanes (of a mask, say), in both halves."""
+    _, first, _ = halves(v)
+    return v.shuffle(value, value, first + first)
+
+
+def twin_load(v: Vectors, address: Value, twin: Value, stored: str, mask: Value | None) -> Value:
+    """Half a vector there and half a vector ``twin`` bytes on, both under the first half of ``mask``."""
+    narrow, first, second = halves(v)
+    some = None if mask is None else v.shuffle(mask, mask, first)
+    low, high = (narrow.load(at, stored, some) for at in (address, v.at(address, twin)))
+    return v.shuffle(low, high, first + second)
+
+
+def twin_splat(v: Vectors, address: Value, twin: Value | None, stored: str) -> Value:
+    """The scalar there in every lane; in the second half of them the one ``twin`` bytes on, if there is one."""
+    value = v.splat(v.load_scalar(address, stored))
+    if twin is None:
+        return value
+    _, first, second = halves(v)
+    low = ir.Constant(v.mask, [1] * len(first) + [0] * len(second))
+    return v.builder.select(low, value, v.splat(v.load_scalar(v.at(address, twin), stored)))
+
+
+class Weights:
+    """One plane's kernel: its taps in every lane; or two planes', ``twin`` bytes apart, in a half each."""
+
+    def __init__(self, v: Vectors, spec: Spec, address: Value, twin: Value | None = None) -> None:
+        self.v, self.address, self.twin = v, address, twin
         self.stored = str(spec.weight_type)
         self.pitch = int(spec.kernel_w) if spec.knows("kernel_w") else 0
 
     def tap(self, row: int, column: int) -> Value:
         place = (row * self.pitch + column) * STORED[self.stored][1]
-        return self.v.splat(self.v.load_scalar(self.v.at(self.address, place), self.stored))
+        return twin_splat(self.v, self.v.at(self.address, place), self.twin, self.stored)
 
 
 def field_or_fixed(builder: Any, spec: Spec, task: Value, name: str) -> Value:

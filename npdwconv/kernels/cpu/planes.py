@@ -14,7 +14,7 @@ from npdwconv.kernels.cpu.phases import Sweep, Sweeps
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
-ITEMS = 64  # about as many work items as a launch has
+FEWEST, MOST, GRAIN = 16, 64, 100_000  # work items of a launch, and multiply-adds that make taking one worth while
 MUCH = 200_000  # multiply-adds an image from which code for one dilation, or planes of one height, pays
 FAR = 1 << 25  # bytes of source and results that come from memory and go there, past the caches
 ROLLED = 14  # rows from which a tile that rolls down a plane beats one that holds them all
@@ -32,6 +32,11 @@ class Call(NamedTuple):
     out: tuple[int, ...]
     dtypes: tuple[Any, ...]  # of source, weight, bias, out, other; None where absent
     activation: str
+
+
+def items_of(work: int) -> int:
+    """About as many items as a launch of so many multiply-adds has."""
+    return min(max(work // GRAIN, FEWEST), MOST)
 
 
 class Axis(NamedTuple):
@@ -223,6 +228,14 @@ class Plan:
         return shape_run(self.h, self.w, self.lanes)
 
     @cached_property
+    def mates(self) -> int:
+        """How many planes share a vector: two, of which each has half of the lanes, where that is wide enough."""
+        single = self.depth == ONE and prod(self.channels.values()) == len(self.h.sweeps) == len(self.w.sweeps) == 1
+        narrow = self.w.first.out <= self.lanes // 2 and (self.w.first.stride == 1 or self._narrow())
+        even = self.call.out[1] % 2 == 0 and machine().name == "AVX-512"
+        return 2 if self.tile[0].whole and single and narrow and even else 1
+
+    @cached_property
     def far(self) -> bool:
         """Whether source and results come from memory and go there."""
         sizes = [STORED[self.names[operand]][1] for operand in (0, 3)]
@@ -247,14 +260,15 @@ class Plan:
         """How the work is divided: tiles down a plane (rows if a tile rolls); blocks, each a unit; items of units."""
         down = -(-self.h.first.out // self.gap)
         tiles = -(-down // self.tile[0].rows) * self.gap if not self.tile[0].rolls else down
-        slices = self.out[0] * self.out[1] * self.depth.out
-        block_tiles = -(-tiles // -(-ITEMS // slices))
+        slices = self.out[0] * self.out[1] * self.depth.out // self.mates
+        items = items_of(self.work)
+        block_tiles = -(-tiles // -(-items // slices))
         if self.tile[0].rolls:
             pitch = self.w.first.size * STORED[self.names[0]][1]
             block_tiles = min(max(block_tiles, ROLLED), max(NEAR // pitch, FEW), tiles)
         blocks = -(-tiles // block_tiles)
         units = slices * blocks
-        group = -(-units // ITEMS)
+        group = -(-units // items)
         return {"units": units, "group": group, "tiles": tiles, "blocks": blocks, "block_tiles": block_tiles}
 
     @cached_property
@@ -292,6 +306,7 @@ class Plan:
             "merges": machine().name == "AVX-512",
             "unrolled": self.unrolled,
             "sliding": sliding,
+            "mates": self.mates,
             "streams": shape.rolls and self._streams(),
             "rows": shape.rows,
             "vectors": shape.vectors,

@@ -22,7 +22,7 @@ from npdwconv.kernels.cpu.arrays import deliver, plain, target
 from npdwconv.kernels.cpu.columns import columns_read, written
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.machine import machine
-from npdwconv.kernels.cpu.planes import FEW, NEAR
+from npdwconv.kernels.cpu.planes import FEW, NEAR, items_of
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 from npdwconv.kernels.cpu.weight_blocks import SCRATCH, Tile, cheapest, is_dense, tile_of
@@ -32,7 +32,6 @@ from npdwconv.layouts import Array, split_shape
 
 GROUP, LARGE_GROUP = 4, 16  # vectors of channels, neighbours in memory, that an item walks together
 LARGE = 4_000_000  # bytes of z and x above which they come from far away, and longer runs come faster
-MANY = 64  # items at most that a launch has of channels by themselves
 ITEMS = 8  # that a launch aims at: enough for any number of threads worth having
 
 
@@ -204,7 +203,7 @@ def _plan_rolled(job: _Job) -> _Plan:
     height = min(h.out, max(FEW, NEAR // (w.size * x_size)))
     blocks = -(-h.out // height)
     block, chunks = _chunks(job.batch * blocks, job.channels)
-    group = -(-job.channels // MANY)
+    group = -(-job.channels // items_of(job.work()))
     groups = -(-job.channels // group)
     alive = -(-h.kernel // h.stride)
     taps = [[[(tap, tap) for tap in range(axis.kernel)]] for axis in (h, w)]
