@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from numba.core import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 
 from npdwconv.kernels.cpu.engine import compiled
 from npdwconv.kernels.cpu.gemm import first_vector, prefetch, square
@@ -103,16 +103,35 @@ def _turner(of_a: bool) -> Any:
 turn_rows, turn_columns = _turner(True), _turner(False)
 
 
-def _pack_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
-    """Pack ``count`` panels of b from panel p on, where ``columns`` are left; each step of the depth of all of them."""
+def pack_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
+    """Pack ``count`` panels of b from panel p on, where ``columns`` are left; nothing where b is read in place."""
+    raise NotImplementedError
+
+
+@overload(pack_panels, inline="always")
+def _choose_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> Any:
+    """Only what a spec needs is compiled."""
+    if task.spec.knows("direct") and task.spec.direct:
+        return _no_panels
+    return _turn_panels if task.spec.b_turning else _copy_panels
+
+
+def _no_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
+    pass
+
+
+def _turn_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
     first = first_vector(task, p)
-    if task.b_turning:
-        for i in range(count):
-            column = (first_vector(task, p + i) - first) * task.lanes
-            place, packed = source + column * task.b_line * task.b_size, target + column * depth * task.size
-            vectors = task.vectors if p + i < task.wide else task.last
-            turn_columns(task, place, packed, vectors, task.b_line, task.b_size, columns - column, depth)
-        return
+    for i in range(count):
+        column = (first_vector(task, p + i) - first) * task.lanes
+        place, packed = source + column * task.b_line * task.b_size, target + column * depth * task.size
+        vectors = task.vectors if p + i < task.wide else task.last
+        turn_columns(task, place, packed, vectors, task.b_line, task.b_size, columns - column, depth)
+
+
+def _copy_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
+    """Each step of the depth of all the panels, before the next step."""
+    first = first_vector(task, p)
     for step in range(depth):
         for i in range(count):
             column = (first_vector(task, p + i) - first) * task.lanes
@@ -125,17 +144,34 @@ def _pack_panels(task: Any, source: Any, target: Any, p: Any, count: Any, column
                 _copy(task, False, task.last, place, line, columns - column)
 
 
-def _pack_rows(task: Any, source: Any, target: Any, count: Any, depth: Any) -> None:
-    """Pack ``count`` rows of a, tile by tile."""
+def rows_of_a(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
+    """Where ``count`` rows of a are read: in place, or packed tile by tile in the scratch."""
+    raise NotImplementedError
+
+
+@overload(rows_of_a, inline="always")
+def _choose_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
+    """Only what a spec needs is compiled."""
+    if not task.spec.a_packs:
+        return _rows_in_place
+    return _turned_rows if task.spec.a_turning else _copied_rows
+
+
+def _rows_in_place(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
+    return a
+
+
+def _turned_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
     for row in range(0, count, task.rows):
-        place = source + row * task.a_line * task.a_size
-        packed = target + row // task.rows * task.tile_next * task.size
-        if task.a_turning:
-            turn_rows(task, place, packed, task.tile_vectors, task.a_line, task.a_size, count - row, depth)
-        else:
-            for step in range(depth):
-                here, there = place + step * task.a_step * task.a_size, packed + step * task.tile_step * task.size
-                _copy(task, True, task.tile_vectors, here, there, min(count - row, task.rows))
+        place, packed = a + row * task.a_line * task.a_size, scratch + row // task.rows * task.tile_next * task.size
+        turn_rows(task, place, packed, task.tile_vectors, task.a_line, task.a_size, count - row, depth)
+    return scratch
 
 
-pack_panels, pack_rows = compiled(_pack_panels), compiled(_pack_rows)
+def _copied_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
+    for row in range(0, count, task.rows):
+        place, packed = a + row * task.a_line * task.a_size, scratch + row // task.rows * task.tile_next * task.size
+        for step in range(depth):
+            here, there = place + step * task.a_step * task.a_size, packed + step * task.tile_step * task.size
+            _copy(task, True, task.tile_vectors, here, there, min(count - row, task.rows))
+    return scratch

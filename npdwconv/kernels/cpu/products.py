@@ -10,7 +10,7 @@ from npdwconv.kernels.cpu.cuts import Cut, best_cut
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.gemm import first_vector, rows_by_panel
 from npdwconv.kernels.cpu.machine import machine
-from npdwconv.kernels.cpu.panels import pack_panels, pack_rows
+from npdwconv.kernels.cpu.panels import pack_panels, rows_of_a
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
@@ -38,10 +38,8 @@ def _multiply(task: Any, item: Any) -> None:
     while tile < end:
         image, row = tile // tiles, tile % tiles * task.rows
         count = min(task.height - row, task.group * task.rows, (end - tile) * task.rows)
-        a = task.a + (image * task.a_image + row * task.a_line) * task.a_size
-        if task.a_packs:
-            pack_rows(task, a, scratch, count, task.depth)
-            a = scratch
+        place = task.a + (image * task.a_image + row * task.a_line) * task.a_size
+        a = rows_of_a(task, place, scratch, count, task.depth)
         for p in range(first, last):
             column = first_vector(task, p) * task.lanes
             place = image * task.out_image + row * row_step + column * column_step
@@ -73,19 +71,15 @@ def _multiply_packing(task: Any, item: Any) -> None:
     panels = scratch + task.group * task.tile_next * task.size if task.a_packs else scratch
     for row in range(start, end, task.group * task.rows):
         count = min(end - row, task.group * task.rows)
-        a = task.a + row * task.a_line * task.a_size
-        if task.a_packs:
-            pack_rows(task, a, scratch, count, task.depth)
-            a = scratch
+        a = rows_of_a(task, task.a + row * task.a_line * task.a_size, scratch, count, task.depth)
         unit, last = first, units * (column_block + 1) // task.column_blocks
         while unit < last:
             image, p = unit // task.panels, unit % task.panels
             together = min(task.together, task.panels - p, last - unit)
             begin = first_vector(task, p) * task.lanes
             b = task.b + image * task.b_image * task.b_size
-            if not task.direct:
-                source = b + begin * task.b_line * task.b_size
-                pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
+            source = b + begin * task.b_line * task.b_size
+            pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
             for q in range(p, p + together):
                 column = first_vector(task, q) * task.lanes
                 panel = panels + (column - begin) * task.depth * task.size
@@ -125,16 +119,13 @@ def _reduce(task: Any, item: Any) -> None:
             depth = min(task.chunk, task.depth - start)
             for row in range(top, bottom, task.group * task.rows):
                 count = min(bottom - row, task.group * task.rows)
-                a = task.a + (image * task.a_image + start * task.a_step + row * task.a_line) * task.a_size
-                if task.a_packs:
-                    pack_rows(task, a, scratch, count, depth)
-                    a = scratch
+                place = task.a + (image * task.a_image + start * task.a_step + row * task.a_line) * task.a_size
+                a = rows_of_a(task, place, scratch, count, depth)
                 for p in range(first, last, task.together):
                     together, begin = min(task.together, last - p), first_vector(task, p) * task.lanes
                     b = task.b + (image * task.b_image + start * task.b_step) * task.b_size
-                    if not task.direct:
-                        source = b + begin * task.b_line * task.b_size
-                        pack_panels(task, source, panels, p, together, task.columns - begin, depth)
+                    source = b + begin * task.b_line * task.b_size
+                    pack_panels(task, source, panels, p, together, task.columns - begin, depth)
                     for q in range(p, p + together):
                         column = first_vector(task, q) * task.lanes
                         panel = panels + (column - begin) * depth * task.size
