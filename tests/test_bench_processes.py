@@ -181,7 +181,7 @@ def test_what_does_not_start_is_reported(fakes):
 @pytest.mark.parametrize("peer", PEERS)
 def test_peers_are_right(peer):
     if PEERS[peer].missing():
-        pytest.skip(f"not installed: {PEERS[peer].missing()}")
+        pytest.skip(reason=f"not installed: {PEERS[peer].missing()}")
     with Field({peer: PEERS[peer].module}, replace(SETTINGS, rounds=1)) as field:
         for case in [*TINY, Case("network_fwd", 1, 3, (224, 224))]:
             found = measure.measure(case, field)

@@ -208,7 +208,7 @@ def test_demo_with_a_damaged_photograph(content, capsys, tmp_path):
 def test_demo_on_a_full_disk(capsys, tmp_path):
     full = pathlib.Path("/dev/full")
     if not full.exists():
-        pytest.skip("no /dev/full on this system")
+        pytest.skip(reason="no /dev/full on this system")
     (tmp_path / "full.png").symlink_to(full)
     code, out, err = run(capsys, "demo", "--output", str(tmp_path / "full.png"))
     assert (code, out) == (2, "")

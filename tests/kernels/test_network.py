@@ -52,7 +52,7 @@ def photographs(layout, batch=1, size=(31, 40), dtype=np.float32, seed=0):
 @pytest.fixture(autouse=True)
 def _numba(monkeypatch):
     if dispatch.unusable("numba"):
-        pytest.skip("the numba backend cannot be used here")
+        pytest.skip(reason=f"the numba backend cannot be used here: {dispatch.unusable('numba')}")
     monkeypatch.setenv("NPDWCONV_BACKEND", "numba")
 
 
