@@ -20,7 +20,7 @@ ROOT = Path(npdwconv.__file__).parent
 # A module imports only from strictly lower floors; a folder is one room, whose modules may import one another.
 FLOORS = (
     ("errors", "layouts", "precision", "console"),
-    ("options", "activations"),
+    ("options", "activations", "cases"),
     ("geometry", "arguments", "dispatch", "threads", "interop"),
     ("kernels", "cost", "info", "plans"),
     ("depthwise", "transpose", "pointwise", "separable", "tokens", "causal", "folding"),
