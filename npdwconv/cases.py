@@ -19,7 +19,6 @@ OPERANDS = (
     "state",
     "grad_next_state",
 )
-RESULTS = ("out", "next_state")  # of a forward; the gradients of a backward are named like its operands
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class CausalGrads(NamedTuple):
 CAUSAL_NEEDS = CausalGrads._fields
 
 
-def _plan(
+def causal_plan(
     name: str, x: Any, weight: Any, bias: Any, state: Any, layout: Any, activation: Any
 ) -> tuple[Call, DepthwisePlan, Array | None, Array]:
     """The call, its plan over what came before and ``x``, the checked state, and that joined history (N, C, S−1+W)."""
@@ -89,7 +89,7 @@ def causal_depthwise_conv1d(
     """
     name = "causal_depthwise_conv1d"
     run = kernel(name, "depthwise_fwd", backend, x, weight, bias, state)
-    _, plan, _, history = _plan(name, x, weight, bias, state, layout, activation)
+    _, plan, _, history = causal_plan(name, x, weight, bias, state, layout, activation)
     kept = history.shape[2] - (plan.weight.shape[1] - 1)
     return forward(run, plan, None), np.ascontiguousarray(history[:, :, kept:])
 
@@ -131,7 +131,7 @@ def causal_depthwise_conv1d_backward(
     """
     name = "causal_depthwise_conv1d_backward"
     run = backward_kernels(name, "depthwise", backend, x, weight, bias, state, grad_out)
-    call, plan, before, history = _plan(name, x, weight, bias, state, layout, activation)
+    call, plan, before, history = causal_plan(name, x, weight, bias, state, layout, activation)
     taps = plan.weight.shape[1]
     with call.explained():
         wanted = needed_names(needs, CAUSAL_NEEDS)

@@ -36,7 +36,7 @@ def _input_grad(
     geometry = None if key is None else _settled.get(key)
     grad_z, w, shape, layout = grad_out, weight, input_shape, options.layout
     if geometry is None:
-        geometry, grad_z, w, shape, layout = _checked_input_grad(name, rank, grad_out, weight, input_shape, options)
+        geometry, grad_z, w, shape, layout = checked_input_grad(name, rank, grad_out, weight, input_shape, options)
         if key is not None:
             remember(_settled, key, geometry)
     grad_x = np.empty(shape, dtype=grad_z.dtype)
@@ -44,7 +44,7 @@ def _input_grad(
     return grad_x
 
 
-def _checked_input_grad(
+def checked_input_grad(
     name: str, rank: int, grad_out: Any, weight: Any, input_shape: Any, options: ConvOptions
 ) -> tuple[ConvGeometry, Array, Array, tuple[int, ...], str]:
     call = open_call(name, options.layout)
@@ -70,7 +70,7 @@ def _weight_grad(
     geometry = None if key is None else _settled.get(key)
     grad_z, xs, shape, layout = grad_out, x, weight_shape, options.layout
     if geometry is None:
-        geometry, grad_z, xs, shape, layout = _checked_weight_grad(name, rank, grad_out, x, weight_shape, options)
+        geometry, grad_z, xs, shape, layout = checked_weight_grad(name, rank, grad_out, x, weight_shape, options)
         if key is not None:
             remember(_settled, key, geometry)
     grad_weight = np.empty(shape, dtype=grad_z.dtype)
@@ -78,7 +78,7 @@ def _weight_grad(
     return grad_weight
 
 
-def _checked_weight_grad(
+def checked_weight_grad(
     name: str, rank: int, grad_out: Any, x: Any, weight_shape: Any, options: ConvOptions
 ) -> tuple[ConvGeometry, Array, Array, tuple[int, ...], str]:
     call = open_call(name, options.layout)

@@ -30,7 +30,7 @@ from npdwconv.plans import (
 _settled: dict[Any, bool] = {}
 
 
-def _plan(
+def tokens_plan(
     name: str, x: Any, weight: Any, bias: Any, grid: Any, options: ConvOptions
 ) -> tuple[Call, DepthwisePlan, tuple[int, int, int]]:
     """The tokens' call, the plan of the image that they are, and the shape of the resulting tokens."""
@@ -104,7 +104,7 @@ def depthwise_conv_tokens(
     name = "depthwise_conv_tokens"
     run = kernel(name, "depthwise_fwd", backend, x, weight, bias)
     options = ConvOptions(stride, padding, dilation, padding_mode, "channels_last", activation)
-    call, plan, shape = _plan(name, x, weight, bias, grid, options)
+    call, plan, shape = tokens_plan(name, x, weight, bias, grid, options)
     result = np.empty(shape, plan.x.dtype) if out is None else given(call, out, shape)
     image = result.reshape(plan.shape)
     run(plan.x, plan.weight, plan.bias, image, plan.geometry, "channels_last", plan.activation)
@@ -148,7 +148,7 @@ def depthwise_conv_tokens_backward(
     name = "depthwise_conv_tokens_backward"
     run = backward_kernels(name, "depthwise", backend, x, weight, bias, grad_out)
     options = ConvOptions(stride, padding, dilation, padding_mode, "channels_last", activation)
-    call, plan, shape = _plan(name, x, weight, bias, grid, options)
+    call, plan, shape = tokens_plan(name, x, weight, bias, grid, options)
     with call.explained():
         grad = call.operand("grad_out", grad_out)
         call.require("grad_out", grad, shape, "the shape of the forward's result")

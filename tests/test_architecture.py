@@ -24,7 +24,7 @@ FLOORS = (
     ("geometry", "arguments", "dispatch", "threads", "interop"),
     ("kernels", "cost", "info", "plans"),
     ("depthwise", "transpose", "pointwise", "separable", "tokens", "causal", "folding"),
-    ("layers", "picture", "njit"),
+    ("layers", "picture", "njit", "verify"),
     ("models", "trace", "warmup"),
     ("bench",),
     ("demo",),

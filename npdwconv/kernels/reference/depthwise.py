@@ -1,7 +1,7 @@
 """NumPy kernels for depthwise convolution and its transpose: arrays and ints, no validation.
 
 Everything is one relation, ``i = o·stride + t·dilation − low``, and three bilinear maps over it, a line each:
-`_gather` (a window's sum), `_scatter` (its adjoint in the input) and `_correlate` (its adjoint in the weight).
+`gather` (a window's sum), `scatter` (its adjoint in the input) and `correlate` (its adjoint in the weight).
 A tap that falls in zero padding has no place in the slices of ``geometry.taps()``, so it reads nothing. NumPy sums in
 the order of memory: what is summed is laid out first, so that no bit depends on the strides of an operand.
 Arrays are viewed as (N, C, M, *spatial) with M = 1 where there is one value a channel, weights as (C, M, *kernel).
@@ -20,19 +20,19 @@ from npdwconv.kernels.reference.epilogue import store, store_chain, widened
 from npdwconv.layouts import Array, grouped, per_channel, split_shape
 
 
-def _gather(z: Array, weight: Array, x: Array, g: ConvGeometry) -> None:
+def gather(z: Array, weight: Array, x: Array, g: ConvGeometry) -> None:
     """z[o] += Σ_t w[t]·x[i]."""
     for t, o, i in g.taps():
         z[_at(o)] += _fit(_tap(weight, t) * x[_at(i)], z)
 
 
-def _scatter(x: Array, weight: Array, z: Array, g: ConvGeometry) -> None:
+def scatter(x: Array, weight: Array, z: Array, g: ConvGeometry) -> None:
     """x[i] += Σ_t w[t]·z[o]."""
     for t, o, i in g.taps():
         x[_at(i)] += _fit(_tap(weight, t) * z[_at(o)], x)
 
 
-def _correlate(weight: Array, z: Array, x: Array, g: ConvGeometry) -> None:
+def correlate(weight: Array, z: Array, x: Array, g: ConvGeometry) -> None:
     """w[t] = Σ_n,o z[o]·x[i]."""
     for t, o, i in g.taps():
         weight[_at(t)] = np.multiply(z[_at(o)], x[_at(i)], order="C").sum(axis=(0, *range(3, z.ndim)))
@@ -77,7 +77,7 @@ def _sum_windows(
     channels = split_shape(layout, x.shape)[1]
     z, view = _biased(bias, shape, x, layout, channels)
     source, inner = pad_fwd(grouped(widened(x), layout, channels), g)
-    _gather(view, _weights(weight, channels), source, inner)
+    gather(view, _weights(weight, channels), source, inner)
     return z
 
 
@@ -86,7 +86,7 @@ def _spread_windows(
 ) -> Array:
     channels = split_shape(layout, x.shape)[1]
     y, view = _biased(bias, shape, x, layout, channels)
-    _scatter(view, _weights(weight, channels), grouped(widened(x), layout, channels), g)
+    scatter(view, _weights(weight, channels), grouped(widened(x), layout, channels), g)
     return y
 
 
@@ -119,7 +119,7 @@ def depthwise_bwd_input(grad_z: Array, weight: Array, grad_x: Array, g: ConvGeom
     batch, channels, _ = split_shape(layout, grad_x.shape)
     inner = g.inside() if g.copies_border else g
     padded = np.zeros((batch, channels, 1, *inner.size), dtype=widened(weight).dtype)
-    _scatter(padded, _weights(weight, channels), grouped(widened(grad_z), layout, channels), inner)
+    scatter(padded, _weights(weight, channels), grouped(widened(grad_z), layout, channels), inner)
     grouped(grad_x, layout, channels)[...] = pad_bwd(padded, g)
 
 
@@ -129,7 +129,7 @@ def depthwise_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, g: ConvGeo
     channels = split_shape(layout, x.shape)[1]
     source, inner = pad_fwd(grouped(widened(x), layout, channels), g)
     gradient = np.zeros_like(_weights(grad_weight, channels))
-    _correlate(gradient, grouped(widened(grad_z), layout, channels), source, inner)
+    correlate(gradient, grouped(widened(grad_z), layout, channels), source, inner)
     grad_weight[...] = gradient.reshape(grad_weight.shape)
 
 
@@ -161,7 +161,7 @@ def transpose_bwd_input(grad_z: Array, weight: Array, grad_x: Array, g: ConvGeom
     """grad_x[n,c,o] = Σ_m,t w[cM+m,t]·grad_z[n,cM+m,i]."""
     channels = split_shape(layout, grad_x.shape)[1]
     total = np.zeros(grad_x.shape, dtype=widened(weight).dtype)
-    _gather(grouped(total, layout, channels), _weights(weight, channels), grouped(widened(grad_z), layout, channels), g)
+    gather(grouped(total, layout, channels), _weights(weight, channels), grouped(widened(grad_z), layout, channels), g)
     grad_x[...] = total
 
 
@@ -170,5 +170,5 @@ def transpose_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, g: ConvGeo
     """grad_w[cM+m,t] = Σ_n,o x[n,c,o]·grad_z[n,cM+m,i]."""
     channels = split_shape(layout, x.shape)[1]
     gradient = np.zeros_like(_weights(grad_weight, channels))
-    _correlate(gradient, grouped(widened(x), layout, channels), grouped(widened(grad_z), layout, channels), g)
+    correlate(gradient, grouped(widened(x), layout, channels), grouped(widened(grad_z), layout, channels), g)
     grad_weight[...] = gradient.reshape(grad_weight.shape)

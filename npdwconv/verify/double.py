@@ -1,0 +1,93 @@
+"""Double-double numbers, hi + lo, in NumPy: twice the digits of float64 out of exact sums and products.
+
+`two_sum` and `two_prod` are error-free transformations (D. Knuth, The Art of Computer Programming, vol. 2, 4.2.2;
+T. Dekker, Numer. Math. 18 (1971) 224): a + b and a·b as a rounded result and the exact rest. `split` cuts numbers into
+slices so narrow that float64 sums of their products are exact (K. Ozaki, T. Ogita, S. Oishi, S. Rump, Numer. Algorithms
+59 (2012) 95), so that any bilinear map that NumPy computes is computed without error, slice by slice.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from npdwconv.layouts import Array
+
+_SPLITTER = 2.0**27 + 1.0
+_DIGITS = 53
+
+
+class Double(NamedTuple):
+    """hi + lo, |lo| at most half a unit in the last place of hi; of what is not finite, lo is 0."""
+
+    hi: Array
+    lo: Array
+
+
+def lifted(array: Array) -> Double:
+    """``array`` as it is."""
+    hi = array.astype(np.float64)
+    return Double(hi, np.zeros_like(hi))
+
+
+def two_sum(a: Array, b: Array) -> Double:
+    """a + b: rounded, and the exact rest."""
+    total = a + b
+    part = total - a
+    return _settled(total, (a - (total - part)) + (b - part))
+
+
+def two_prod(a: Array, b: Array) -> Double:
+    """a·b: rounded, and the exact rest; exact unless a factor exceeds 2⁹⁹⁶ or the rest is subnormal."""
+    product = a * b
+    a_high, b_high = _upper(a), _upper(b)
+    a_low, b_low = a - a_high, b - b_high
+    rest = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return _settled(product, rest)
+
+
+def add(a: Double, b: Double) -> Double:
+    """a + b to within 2⁻¹⁰⁴ of |a| + |b|."""
+    total, rest = two_sum(a.hi, b.hi)
+    return two_sum(total, rest + (a.lo + b.lo))
+
+
+def multiply(a: Double, b: Double) -> Double:
+    """a·b to within 2⁻¹⁰² of |a·b|."""
+    product, rest = two_prod(a.hi, b.hi)
+    return two_sum(product, rest + (a.hi * b.lo + a.lo * b.hi))
+
+
+def minus(observed: Array, value: Double) -> Array:
+    """observed − value, rounded once or twice: the difference of near numbers is exact."""
+    return (observed - value.hi) - value.lo
+
+
+def split(number: Double, bits: int, count: int) -> tuple[list[Array], int]:
+    """``count`` slices of at most ``bits`` binary digits each, and an exponent: Σ slices ≈ number · 2^−exponent.
+
+    What is left out is less than 2^(−bits·count) in the same unit; numbers that are not finite count as 0.
+    """
+    finite = np.isfinite(number.hi)
+    hi, lo = np.where(finite, number.hi, 0.0), np.where(finite, number.lo, 0.0)
+    largest = float(np.max(np.abs(hi), initial=0.0))
+    exponent = int(np.frexp(largest)[1])
+    hi, lo = np.ldexp(hi, -exponent), np.ldexp(lo, -exponent)
+    slices = []
+    for place in range(1, count + 1):
+        shift = 1.5 * 2.0 ** (_DIGITS - 1 - bits * place)
+        part = (hi + shift) - shift
+        slices.append(part)
+        hi, lo = two_sum(hi - part, lo)
+    return slices, exponent
+
+
+def _upper(a: Array) -> Array:
+    scaled = _SPLITTER * a
+    upper: Array = scaled - (scaled - a)
+    return upper
+
+
+def _settled(hi: Array, lo: Array) -> Double:
+    return Double(hi, np.where(np.isfinite(hi) & np.isfinite(lo), lo, 0.0))
