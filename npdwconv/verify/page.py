@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,16 +33,14 @@ def page(report: Report) -> str:
 def _verdict(report: Report) -> str:
     case = report.case
     named = f"{case.name}: " if case.name else ""
-    found = (
-        f"right, all {report.checked} elements" if report.ok else f"WRONG, {report.bad} of {report.checked} elements"
-    )
-    beyond = "within their bounds" if report.ok else "exceed their bounds"
+    wrong = f"WRONG: {report.bad} of {report.checked} elements exceed their bounds"
+    found = f"right: all {report.checked} elements are within their bounds" if report.ok else wrong
     shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in case.operands.items())
     options = ", ".join(f"{name}={value!r}" for name, value in case.options.items())
     norm = " of the largest element" if report.norm == "max" else ""
     return "\n".join(
         [
-            f"{named}{case.op} is {found} {beyond}",
+            f"{named}{case.op} is {found}",
             f"  {shapes}",
             *([f"  {options}"] if options else []),
             f"  bounds{norm} for sums in {report.compute}; the worst error is {_share(report.worst_ratio)} its bound",
@@ -98,7 +95,8 @@ def _grid(found: Terms, patch: tuple[slice, ...], extents: list[int]) -> list[st
 
 def _largest(found: Terms) -> list[str]:
     products = found.products
-    order = np.argsort(-np.abs(np.nan_to_num(products, nan=np.inf)), axis=None, kind="stable")[:_LISTED]
+    listed = min(_LISTED, int(np.count_nonzero(found.factors)))
+    order = np.argsort(-np.abs(np.nan_to_num(products, nan=np.inf)), axis=None, kind="stable")[:listed]
     lines = [f"    the {len(order)} largest:"]
     for flat in order:
         index = np.unravel_index(int(flat), products.shape)
@@ -118,7 +116,7 @@ def _histogram(report: Report) -> str:
     if not ratios.size:
         return ""
     edges = [-1.0, 0.0, *_EDGES, np.inf]
-    counts = [int(np.count_nonzero((ratios > low) & (ratios <= high))) for low, high in zip(edges, edges[1:])]
+    counts = [int(np.count_nonzero((ratios > low) & (ratios <= high))) for low, high in pairwise(edges)]
     labels = ["exact", *(f"up to {edge:g}" for edge in _EDGES), "more"]
     last = max(place for place, number in enumerate(counts) if number)
     rows = list(zip(labels, counts, strict=True))[: last + 1]
@@ -157,5 +155,5 @@ def _diagnoses(report: Report) -> str:
 
 
 def _blind(report: Report) -> str:
-    names: Sequence[Any] = report.blind_to
+    names = report.blind_to
     return f"this data could not have shown: {', '.join(names)}" if names else ""

@@ -1,4 +1,4 @@
-"""A failing layer as a picture: the worst image and channel, their errors as shares of the bounds, bad ones by channel."""
+"""A failing layer as a picture: its worst plane, the errors there as shares of their bounds, bad elements by channel."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def draw(report: Report, path: str) -> None:
     middle.set_title("error / bound (above 1 is wrong)")
     bad = np.moveaxis(each.bad, channel_axis if each.bad.ndim > 1 else 0, 0).reshape(each.bad.shape[channel_axis], -1)
     right.bar(np.arange(bad.shape[0]), 100 * bad.mean(axis=1))
-    right.set(title="bad elements by channel", xlabel="channel", ylabel="% bad", ylim=(0, 100))
+    right.set(title="bad elements by channel", xlabel="channel", ylabel="% bad")
     verdict = "right" if report.ok else f"WRONG: {report.diagnoses[0].name if report.diagnoses else 'unexplained'}"
     figure.suptitle(f"{report.case.name or report.case.op}: {verdict}")
     try:

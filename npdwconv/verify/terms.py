@@ -87,7 +87,7 @@ def _separable(case: Case, result: str, index: tuple[int, ...]) -> Terms:
     """As the stage that has the result: pointwise on the value between the stages, or depthwise below it."""
     given, options = case.operands, dict(case.options)
     rank = case.op.removesuffix("_backward")[-2:]
-    outer = {name: options[name] for name in ("layout", "activation") if name in options}
+    outer: dict[str, Any] = {name: options[name] for name in ("layout", "activation") if name in options}
     inner = {name: value for name, value in options.items() if name not in (*_RUN_ONLY, "depthwise_activation")}
     inner["activation"] = options.get("depthwise_activation")
     taps, bias = given["depthwise_weight"], given.get("depthwise_bias")
