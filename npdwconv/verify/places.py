@@ -66,7 +66,7 @@ def _border(bad: Array, names: tuple[str, ...]) -> str:
     axes = spatial_axes(names)
     if not axes or min(bad.shape[axis] for axis in axes) < 3:
         return ""
-    distance = np.full(bad.shape, min(bad.shape))
+    distance = np.full(bad.shape, max(bad.shape))
     for axis in axes:
         along = np.arange(bad.shape[axis])
         near = np.minimum(along, along[::-1]).reshape([-1 if place == axis else 1 for place in range(bad.ndim)])

@@ -1,4 +1,4 @@
-"""A failing layer as a picture: its worst plane, the errors there as shares of their bounds, bad elements by channel."""
+"""A failing layer as a picture: its worst plane, the errors there as shares of their bounds, bad ones by channel."""
 
 from __future__ import annotations
 

@@ -117,10 +117,12 @@ class Report:
             "norm": self.norm,
             "checked": self.checked,
             "bad": self.bad,
-            "worst_ratio": self.worst_ratio,
+            "worst_ratio": _finite(self.worst_ratio),
             "worst_array": self.worst_array,
             "worst_index": list(self.worst_index),
-            "diagnoses": [vars(diagnosis) for diagnosis in self.diagnoses],
+            "diagnoses": [
+                vars(diagnosis) | {"worst_ratio": _finite(diagnosis.worst_ratio)} for diagnosis in self.diagnoses
+            ],
             "blind_to": list(self.blind_to),
         }
 
@@ -128,3 +130,8 @@ class Report:
         from npdwconv.verify.page import page
 
         return page(self)
+
+
+def _finite(ratio: float) -> float | None:
+    """JSON has no infinity: None stands for it."""
+    return ratio if np.isfinite(ratio) else None
