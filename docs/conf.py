@@ -14,13 +14,20 @@ copyright = f"2026, {author}"  # noqa: A001 - the name that Sphinx reads
 release = npdwconv.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.doctest", "sphinx.ext.napoleon"]
 html_theme = "furo"
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_*.md"]  # parts of other pages
 myst_enable_extensions = ["dollarmath", "colon_fence", "substitution"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 default_role = "code"
 doctest_test_doctest_blocks = ""  # the docstrings' examples run in tests/test_docstrings.py
+doctest_global_setup = """
+from importlib.util import find_spec
+
+
+def installed(name):
+    return find_spec(name) is not None
+"""
 doctest_default_flags = doctest.DONT_ACCEPT_TRUE_FOR_1  # Sphinx would ignore what an error says
 
 TESTS = Path(__file__).parents[1] / "tests"
