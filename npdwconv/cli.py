@@ -1,4 +1,4 @@
-"""Command line: ``npdwconv demo | warmup | bench | cost | info``. Parses, calls, prints; the rooms below do the work.
+"""Command line: ``npdwconv demo | verify | warmup | bench | cost | info``. Parses, calls, prints; rooms below work.
 
 Exit codes: 0 success, 1 a check that failed, 2 a wrong call; 130 interrupted, 141 when the output's reader is gone.
 """
@@ -21,11 +21,15 @@ from npdwconv.bench.measure import PEERS, Settings
 from npdwconv.console import count, table
 from npdwconv.cost import KINDS, Cost, cost
 from npdwconv.dispatch import BACKENDS, require_usable
-from npdwconv.errors import BackendUnavailableError, OptionError, ShapeError
+from npdwconv.errors import BackendUnavailableError, DTypeError, OptionError, ShapeError
 from npdwconv.layouts import LAYOUTS
 from npdwconv.options import integer
 from npdwconv.precision import ACCUMULATORS
 from npdwconv.threads import usable_cores
+from npdwconv.verify import files
+from npdwconv.verify import plot as error_map
+from npdwconv.verify.bounds import PRECISIONS
+from npdwconv.verify.check import NORMS
 from npdwconv.warmup import reporting, warmup
 
 __all__ = ["main"]
@@ -53,7 +57,7 @@ def _run(argv: Sequence[str] | None) -> int:
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         return run(args)
-    except (BackendUnavailableError, OptionError, ShapeError, demo.MissingExtraError) as error:
+    except (BackendUnavailableError, DTypeError, OptionError, ShapeError, demo.MissingExtraError) as error:
         print(f"npdwconv {args.command}: {error}", file=sys.stderr)
         return WRONG_CALL
 
@@ -66,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"npdwconv {version}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_demo(commands)
+    _add_verify(commands)
     _add_warmup(commands)
     _add_bench(commands)
     _add_cost(commands)
@@ -91,6 +96,29 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument(
         "--no-compare", dest="compare", action="store_false", help="do not time the frameworks that are installed"
     )
+
+
+def _add_verify(commands: Any) -> None:
+    parser = _command(commands, "verify", _verify, "whether a framework's outputs are right, and if not, what they are")
+    parser.add_argument("file", nargs="+", help="a saved case (.npz), or a model (.onnx), run by onnxruntime")
+    parser.add_argument(
+        "--input",
+        metavar="[NAME=]FILE",
+        action="append",
+        default=[],
+        help="an input of the model, saved by numpy.save (default: random numbers); repeatable",
+    )
+    parser.add_argument(
+        "--compute",
+        choices=PRECISIONS,
+        action="append",
+        help="the arithmetic that was used; repeatable where any of several will do (default: the operands' own)",
+    )
+    parser.add_argument(
+        "--norm", choices=NORMS, default=NORMS[0], help="max: for Winograd and FFT (default: %(default)s)"
+    )
+    parser.add_argument("--save", metavar="FILE", help="write the case, or of several the failing ones, as .npz")
+    parser.add_argument("--plot", metavar="FILE", help="draw the errors of the worst layer to this PNG file")
 
 
 def _add_warmup(commands: Any) -> None:
@@ -162,6 +190,20 @@ def _demonstrated(args: argparse.Namespace) -> demo.Demo:
         compare=args.compare,
         progress=demo.silent if args.json else None,
     )
+
+
+def _verify(args: argparse.Namespace) -> int:
+    if args.plot is not None:
+        error_map.check(args.plot)
+    given = files.inputs_named(args.input)
+    found = files.verify(args.file, inputs=given, compute=args.compute, norm=args.norm, tell=_tell)
+    print(_json(found.as_dict()) if args.json else files.describe(found))
+    if args.save is not None:
+        files.save(found, args.save)
+    worst = files.worst(found)
+    if args.plot is not None and worst is not None:
+        error_map.draw(worst, args.plot)
+    return SUCCESS if found.ok and found.reports else FAILED
 
 
 def _warmup(args: argparse.Namespace) -> int:
