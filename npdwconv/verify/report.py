@@ -22,7 +22,7 @@ class Diagnosis:
     Attributes:
         name: one out of `npdwconv.verify.hypotheses.HYPOTHESES`.
         explanation: a sentence that says what was done instead, and what to look at.
-        worst_ratio: the largest |observed − hypothesis| / bound over all elements; at most 1 explains them all.
+        worst_ratio: the largest ``|observed − hypothesis| / bound`` over all elements; at most 1 explains them all.
         explained: the share of the bad elements that the hypothesis makes good.
     """
 
@@ -52,7 +52,7 @@ class Report:
     Attributes:
         ok: whether every element lies within its bound.
         checked, bad: numbers of elements.
-        worst_ratio: the largest |observed − reference| / bound; above 1 is a defect.
+        worst_ratio: the largest ``|observed − reference| / bound``; above 1 is a defect.
         worst_array: the result that has it: ``"out"``, or a gradient by its operand's name.
         worst_index: its index there.
         compute: the arithmetic that the bound is for.
