@@ -147,7 +147,7 @@ def bind(op: str, observed: Any, arrays: tuple[Any, ...], options: dict[str, Any
 def compare(observed: Array, exact: Enclosure, ar: Arithmetic, norm: str = "elementwise") -> Compared:
     """An observed result beside the exact one, its errors as fractions of their bounds."""
     stored = ar.stored(exact)
-    bound, value = _normed(stored.error, norm), exact.value
+    bound, value = _normed(stored.error, norm), stored.value
     wide = observed.astype(np.float64)
     with np.errstate(all="ignore"):
         error = np.abs(minus(wide, value))
@@ -161,7 +161,8 @@ def _checked(case: Case, precision: Precision, norm: str, rung: str) -> Report:
     names = needed(case)
     _require_names(case, names)
     found: dict[str, Compared] = {}
-    results = enclose(case, arithmetic(precision, _dtype(case), rung), frozenset(case.observed))
+    stored = min((_dtype(case), *(array.dtype for array in case.observed.values())), key=lambda dtype: dtype.itemsize)
+    results = enclose(case, arithmetic(precision, stored, rung), frozenset(case.observed))
     for name, exact in results.items():
         observed = case.observed.get(name)
         if observed is None:
@@ -221,4 +222,5 @@ def _rung(case: Case, reference: str | None) -> str:
 def _normed(bound: Array, norm: str) -> Array:
     if norm == "elementwise" or not bound.size:
         return bound
-    return np.full_like(bound, float(bound.max()))
+    finite = np.isfinite(bound)
+    return np.where(finite, float(np.max(bound, where=finite, initial=0.0)), bound)

@@ -8,6 +8,7 @@ slices so narrow that float64 sums of their products are exact (K. Ozaki, T. Ogi
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -64,23 +65,35 @@ def minus(observed: Array, value: Double) -> Array:
     return (observed - value.hi) - value.lo
 
 
-def split(number: Double, bits: int, count: int) -> tuple[list[Array], int]:
-    """``count`` slices of at most ``bits`` binary digits each, and an exponent: Σ slices ≈ number · 2^−exponent.
+def increased(value: Double, term: Array) -> Double:
+    """value + term to within 2⁻¹⁰⁴ of |value| + |term|, of finite numbers."""
+    total = value.hi + term
+    part = total - value.hi
+    rest = ((value.hi - (total - part)) + (term - part)) + value.lo
+    hi = total + rest
+    return Double(hi, rest - (hi - total))
 
-    What is left out is less than 2^(−bits·count) in the same unit; numbers that are not finite count as 0.
+
+def split(number: Double, bits: int) -> tuple[Iterator[Array], int]:
+    """Slices of at most ``bits`` binary digits each, from the first on, and an exponent: number = Σ slices·2^exponent.
+
+    What the first n of them leave out is at most 2^(−bits·n) in the same unit, and nothing where the slices end.
+    Numbers that are not finite count as 0.
     """
     finite = np.isfinite(number.hi)
-    hi, lo = np.where(finite, number.hi, 0.0), np.where(finite, number.lo, 0.0)
-    largest = float(np.max(np.abs(hi), initial=0.0))
-    exponent = int(np.frexp(largest)[1])
-    hi, lo = np.ldexp(hi, -exponent), np.ldexp(lo, -exponent)
-    slices = []
-    for place in range(1, count + 1):
-        shift = 1.5 * 2.0 ** (_DIGITS - 1 - bits * place)
+    hi, lo = (np.where(finite, part, 0.0) for part in number)
+    exponent = int(np.frexp(np.max(np.abs(hi), initial=0.0))[1])
+    return _slices(np.ldexp(hi, -exponent), np.ldexp(lo, -exponent), bits), exponent
+
+
+def _slices(hi: Array, lo: Array, bits: int) -> Iterator[Array]:
+    unit = 2.0**-bits
+    while hi.any():
+        shift = 1.5 * 2.0 ** (_DIGITS - 1) * unit
         part = (hi + shift) - shift
-        slices.append(part)
-        hi, lo = two_sum(hi - part, lo)
-    return slices, exponent
+        yield part
+        hi, lo = two_sum(hi - part, lo) if lo.any() else (hi - part, lo)
+        unit *= 2.0**-bits
 
 
 def _upper(a: Array) -> Array:

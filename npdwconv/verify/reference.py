@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from math import ceil, log2
+from itertools import islice
+from math import ceil, inf, isfinite, log2, prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,12 +18,14 @@ from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.reference.borders import pad_bwd, pad_fwd
 from npdwconv.kernels.reference.depthwise import correlate, gather, scatter
 from npdwconv.layouts import Array
-from npdwconv.verify.double import Double, add, lifted, split
+from npdwconv.verify.double import Double, increased, lifted, split
 
 Map = Callable[[Array, Array], Array]
 
 _UNIT = 2.0**-53
-_WANTED_BITS = 120  # of the double-double rung: what is left out is below 2^-118 of the largest product
+_DIGITS_OF_SUM = 53
+_ENOUGH = 2.0**-75  # of an element's size: what the double-double rung may leave out
+_MOST_BITS = 240  # that it goes down from the largest product to find that for the least element
 
 
 class Sum(NamedTuple):
@@ -53,7 +56,7 @@ class Windows(NamedTuple):
             scatter(z, weights, source, self.geometry)
         else:
             gather(z, weights, *_padded(source, self.geometry))
-        return z.reshape(x.shape[0], -1, *extents)
+        return z.reshape(x.shape[0], weight.shape[0], *extents)
 
     def input(self, z: Array, weight: Array, channels: int) -> Array:
         """The adjoint in x."""
@@ -83,12 +86,16 @@ class Windows(NamedTuple):
 
 def mix(x: Array, weight: Array) -> Array:
     """z[n, k, …] = Σ_c w[k, c]·x[n, c, …]."""
-    z: Array = np.matmul(weight, x.reshape(*x.shape[:2], -1)) if x.size else _zeros((x.shape[0], weight.shape[0], 0), x)
-    return z.reshape(x.shape[0], weight.shape[0], *x.shape[2:])
+    pixels = x.reshape(*x.shape[:2], prod(x.shape[2:]))
+    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
+    z: Array = np.matmul(weight, pixels) if x.size else _zeros(shape, x, weight)
+    return z.reshape(shape)
 
 
 def mix_weight(z: Array, x: Array) -> Array:
     """w[k, c] = Σ_n,… z[n, k, …]·x[n, c, …]."""
+    if not (x.size and z.size):
+        return _zeros((z.shape[1], x.shape[1]), z, x)
     rows, columns = (np.moveaxis(array, 1, 0).reshape(array.shape[1], -1) for array in (z, x))
     product: Array = np.matmul(rows, columns.T)
     return product
@@ -96,53 +103,81 @@ def mix_weight(z: Array, x: Array) -> Array:
 
 def total(z: Array, ones: Array) -> Array:
     """b[k] = Σ_n,… z[n, k, …]·1."""
-    sums: Array = np.moveaxis(z, 1, 0).reshape(z.shape[1], -1).sum(axis=1)
+    sums: Array = z.sum(axis=(0, *range(2, z.ndim)))
     return sums * ones
 
 
 def plain(function: Map, a: Double, b: Double, terms: Array, size: Array) -> Sum:
-    """In float64, for operands of at most half its digits: off by no more than γ of the terms' number."""
+    """In float64, for operands of at most half its digits: off by no more than γ of the terms' number.
+
+    Two roundings more are for operands that are results of a stage, whose ``lo`` is left out.
+    """
     value = function(a.hi, b.hi)
-    rounding = terms * _UNIT
+    rounding = (terms + 2.0) * _UNIT
     return Sum(Double(value, np.zeros_like(value)), rounding / (1.0 - rounding) * size)
 
 
 def double(function: Map, a: Double, b: Double, terms: Array, size: Array) -> Sum:
-    """As double-double numbers: of slices of the operands, whose float64 sums of products are exact."""
+    """As double-double numbers: of slices of the operands, whose float64 sums of products are exact.
+
+    Products of slices are added by the order of their size, until no element can miss more than 2⁻⁷⁵ of its own.
+    """
     most = max(float(np.max(terms, initial=1.0)), 1.0)
     bits = (_DIGITS_OF_SUM - ceil(log2(most))) // 2
-    count = ceil(_WANTED_BITS / bits)
-    slices_a, scale_a = split(a, bits, count)
-    slices_b, scale_b = split(b, bits, count)
-    value = lifted(np.zeros_like(size))
-    for order in range(count):
-        for place in range(order + 1):
-            value = add(value, lifted(function(slices_a[place], slices_b[order - place])))
-    rest = most * (count + 2) * 2.0 ** (-bits * count)
+    left_a, scale_a = split(a, bits)
+    left_b, scale_b = split(b, bits)
     scale = scale_a + scale_b
-    error = np.ldexp(rest, scale) + 2.0**-100 * size
+    enough = np.ldexp(_ENOUGH * np.min(size, where=size > 0, initial=np.inf), -scale)
+    value, rest = lifted(np.zeros_like(size)), 0.0
+    cut_a: list[Array] = []
+    cut_b: list[Array] = []
+    for order in range(ceil(_MOST_BITS / bits)):
+        cut_a += islice(left_a, 1)
+        cut_b += islice(left_b, 1)
+        places = range(max(0, order + 1 - len(cut_b)), min(order + 1, len(cut_a)))
+        for place in places:
+            value = increased(value, function(cut_a[place], cut_b[order - place]))
+        rest = most * (order + 3) * 2.0 ** (-bits * (order + 1)) if places else 0.0
+        if rest <= enough:
+            break
+    error = np.where(size > 0, np.ldexp(rest, scale) + 2.0**-90 * size, 0.0)
     return Sum(_kept(function, a, b, Double(np.ldexp(value.hi, scale), np.ldexp(value.lo, scale))), error)
 
 
 def fraction(function: Map, a: Double, b: Double, terms: Array, size: Array) -> Sum:
     """In rational numbers, exactly, and rounded to double-double at the end: for tiny cases."""
     value = function(_fractions(a), _fractions(b))
-    hi = np.vectorize(float, otypes=[np.float64])(value) if value.size else np.zeros(value.shape)
-    lo = np.vectorize(lambda exact, near: float(exact - Fraction(near)), otypes=[np.float64])(value, hi)
+    hi = np.vectorize(_nearest, otypes=[np.float64])(value) if value.size else np.zeros(value.shape)
+    lo = np.vectorize(_rest, otypes=[np.float64])(value, hi) if value.size else hi
     return Sum(_kept(function, a, b, Double(hi, lo)), 2.0**-104 * np.abs(hi))
 
 
-_DIGITS_OF_SUM = 53
 RUNGS: dict[str, Rung] = {"float64": plain, "double-double": double, "fraction": fraction}
 
 
 def _kept(function: Map, a: Double, b: Double, value: Double) -> Double:
-    """``value``, but what is not finite as float64 has it: slices and fractions leave infinities and NaN out."""
+    """``value``, but what reads an infinity or NaN as float64 has it: slices and fractions leave them out."""
     if np.isfinite(a.hi).all() and np.isfinite(b.hi).all():
         return value
-    rough = function(a.hi, b.hi)
+    rough = function(_signs(a.hi), _signs(b.hi))
     finite = np.isfinite(rough)
     return Double(np.where(finite, value.hi, rough), np.where(finite, value.lo, 0.0))
+
+
+def _signs(array: Array) -> Array:
+    """-1, 0 or 1 for what is finite: no sum of them overflows."""
+    return np.where(np.isfinite(array), np.sign(array), array)
+
+
+def _nearest(exact: Any) -> float:
+    try:
+        return float(exact)
+    except OverflowError:
+        return inf if exact > 0 else -inf
+
+
+def _rest(exact: Any, near: float) -> float:
+    return float(exact - Fraction(near)) if isfinite(near) else 0.0
 
 
 def _fractions(number: Double) -> Array:
