@@ -222,7 +222,7 @@ class Arithmetic:
     def stored(self, e: Enclosure) -> Enclosure:
         """Rounded to the format in which the result is stored: infinite where it surely exceeds that."""
         hi, error = e.value.hi, e.error + self._stored(e)
-        exceeds = np.abs(hi) - e.error >= self.storage_limit
+        exceeds = np.abs(hi) > e.error + self.storage_limit
         hi = np.where(exceeds, np.copysign(np.inf, hi), hi)
         exact = exceeds | (~np.isfinite(hi) & (e.error < _UNBOUNDED))
         return Enclosure(Double(hi, np.where(exceeds, 0.0, e.value.lo)), np.where(exact, 0.0, error))

@@ -57,7 +57,8 @@ def add(a: Double, b: Double) -> Double:
 def multiply(a: Double, b: Double) -> Double:
     """a·b to within 2⁻¹⁰² of |a·b|."""
     product, rest = two_prod(a.hi, b.hi)
-    return two_sum(product, rest + (a.hi * b.lo + a.lo * b.hi))
+    rest = rest + (a.hi * b.lo + a.lo * b.hi)
+    return two_sum(product, np.where(np.isfinite(product), rest, 0.0))  # an infinity times a rest of 0 is NaN
 
 
 def minus(observed: Array, value: Double) -> Array:

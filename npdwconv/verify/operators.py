@@ -216,7 +216,7 @@ def _separable(request: Request, *, rank: int) -> Results:
 
 
 def _separable_backward(request: Request, *, rank: int) -> Results:
-    ar, needs = request.ar, request.needs
+    ar, needs = request.ar, request.needs & frozenset(request.operands)
     plan, stage, before = _separable_stages(request, rank)
     first = plan.depthwise
     _require_grad(first.call, request, plan.shape)
