@@ -17,6 +17,7 @@ from npdwconv.arguments import Call
 from npdwconv.cases import Case
 from npdwconv.causal import CAUSAL_NEEDS, causal_plan
 from npdwconv.depthwise import checked_input_grad, checked_weight_grad
+from npdwconv.geometry import ConvGeometry
 from npdwconv.layouts import Array, channels_second
 from npdwconv.options import needed_names
 from npdwconv.plans import NEEDS, ConvOptions, DepthwisePlan, depthwise_plan
@@ -28,6 +29,7 @@ from npdwconv.verify.double import lifted
 from npdwconv.verify.reference import Windows, mix, mix_weight, total
 
 Results = dict[str, Enclosure]
+Rewire = Callable[[ConvGeometry], ConvGeometry]
 _RUN_ONLY = ("backend", "out")  # options that say where a result is computed, not which
 
 
@@ -40,11 +42,15 @@ class Stage(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A case with the arithmetic that it is to be bounded for, and the results that are wanted."""
+    """A case with the arithmetic that it is to be bounded for, and the results that are wanted.
+
+    ``rewire`` makes other windows of the convolution's: a mistake to be predicted.
+    """
 
     case: Case
     ar: Arithmetic
     needs: frozenset[str]
+    rewire: Rewire = lambda geometry: geometry
 
     @property
     def layout(self) -> str:
@@ -63,8 +69,9 @@ class Request(NamedTuple):
         return channels_second(self.operands[name], self.layout)
 
 
-def _depthwise_stage(plan: DepthwisePlan, transposed: bool) -> Stage:
-    windows, channels = Windows(plan.geometry, transposed), channels_second(plan.x, plan.call.layout).shape[1]
+def _depthwise_stage(request: Request, plan: DepthwisePlan, transposed: bool) -> Stage:
+    windows = Windows(request.rewire(plan.geometry), transposed)
+    channels = channels_second(plan.x, plan.call.layout).shape[1]
     return Stage(
         windows.forward,
         partial(windows.input, channels=channels),
@@ -125,7 +132,7 @@ def _plan(request: Request, rank: int, transposed: bool) -> DepthwisePlan:
 
 def _depthwise(request: Request, *, rank: int, transposed: bool = False) -> Results:
     plan = _plan(request, rank, transposed)
-    stage = _depthwise_stage(plan, transposed)
+    stage = _depthwise_stage(request, plan, transposed)
     z = _forward(request.ar, stage, request.ar.operand(request.first("x")), plan.weight, plan.bias)
     return {"out": _laid_out(request.ar.activate(plan.activation, z), request.layout)}
 
@@ -133,7 +140,7 @@ def _depthwise(request: Request, *, rank: int, transposed: bool = False) -> Resu
 def _depthwise_backward(request: Request, *, rank: int, transposed: bool = False) -> Results:
     plan = _plan(request, rank, transposed)
     _require_grad(plan.call, request, plan.shape)
-    stage = _depthwise_stage(plan, transposed)
+    stage = _depthwise_stage(request, plan, transposed)
     operands = (request.first("x"), plan.weight, plan.bias)
     found = _backward_of(request, stage, operands, plan.activation, request.first("grad_out"))
     return _as_stored(found, request, plan)
@@ -153,7 +160,7 @@ def _input_grad(request: Request, *, rank: int) -> Results:
     op, (grad_out, weight) = request.case.op, (request.operands["grad_out"], request.operands["weight"])
     geometry, _, _, shape, layout = checked_input_grad(op, rank, grad_out, weight, shape, ConvOptions(**options))
     channels = shape[1] if layout == "channels_first" else shape[-1]
-    ar, function = request.ar, partial(Windows(geometry).input, channels=channels)
+    ar, function = request.ar, partial(Windows(request.rewire(geometry)).input, channels=channels)
     grad = ar.bilinear(function, ar.operand(request.first("grad_out")), ar.operand(weight[:, 0]))
     return {"out": _laid_out(grad, layout)}
 
@@ -163,7 +170,7 @@ def _weight_grad(request: Request, *, rank: int) -> Results:
     shape = options.pop("weight_shape")
     op, (grad_out, x) = request.case.op, (request.operands["grad_out"], request.operands["x"])
     geometry, _, _, shape, _ = checked_weight_grad(op, rank, grad_out, x, shape, ConvOptions(**options))
-    ar, function = request.ar, partial(Windows(geometry).weight, shape=(shape[0], *shape[2:]))
+    ar, function = request.ar, partial(Windows(request.rewire(geometry)).weight, shape=(shape[0], *shape[2:]))
     grad = ar.bilinear(function, ar.operand(request.first("grad_out")), ar.operand(request.first("x")))
     return {"out": grad.shaped(*shape)}
 
@@ -203,7 +210,7 @@ def _separable_stages(request: Request, rank: int) -> tuple[Any, Stage, Callable
         request.case.op, rank, (x, depthwise_weight, depthwise_bias, weight, bias), ConvOptions(**options), activation
     )
     first, ar = plan.depthwise, request.ar
-    stage = _depthwise_stage(first, transposed=False)
+    stage = _depthwise_stage(request, first, transposed=False)
     return plan, stage, lambda source: _forward(ar, stage, source, first.weight, first.bias)
 
 
@@ -295,7 +302,7 @@ def _causal(request: Request) -> Results:
     plan, history = _causal_plan(request)
     ar, past = request.ar, plan.weight.shape[1] - 1
     source = ar.operand(channels_second(plan.x, request.layout))
-    z = _forward(ar, _depthwise_stage(plan, transposed=False), source, plan.weight, plan.bias)
+    z = _forward(ar, _depthwise_stage(request, plan, transposed=False), source, plan.weight, plan.bias)
     kept = history[:, :, history.shape[2] - past :]
     return {"out": _laid_out(ar.activate(plan.activation, z), request.layout), "next_state": ar.operand(kept)}
 
@@ -306,7 +313,7 @@ def _causal_backward(request: Request) -> Results:
     ar, past, carried = request.ar, plan.weight.shape[1] - 1, request.operands.get("grad_next_state")
     inner = request.needs | ({"x"} if "state" in request.needs else set())
     operands = (channels_second(plan.x, request.layout), plan.weight, plan.bias)
-    stage = _depthwise_stage(plan, transposed=False)
+    stage = _depthwise_stage(request, plan, transposed=False)
     found = _backward_of(request._replace(needs=inner), stage, operands, plan.activation, request.first("grad_out"))
     joined = found.pop("x", None)
     if joined is not None:
@@ -365,7 +372,9 @@ def needed(case: Case) -> frozenset[str]:
     return needed_names(case.options.get("needs", NEEDED[case.op]), NEEDED[case.op])
 
 
-def enclose(case: Case, ar: Arithmetic, needs: frozenset[str] | None = None) -> Results:
+def enclose(
+    case: Case, ar: Arithmetic, needs: frozenset[str] | None = None, rewire: Rewire = lambda geometry: geometry
+) -> Results:
     """The exact results of a call, to within what ``ar`` may be off before it stores them, by name."""
     with np.errstate(all="ignore"):
-        return OPERATORS[case.op](Request(case, ar, needed(case) if needs is None else needs))
+        return OPERATORS[case.op](Request(case, ar, needed(case) if needs is None else needs, rewire))
