@@ -1,0 +1,88 @@
+"""Arithmetic with fewer digits, which cannot be predicted digit by digit: a wider bound, and a sign of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from npdwconv.layouts import Array
+from npdwconv.verify.bounds import PRECISIONS, Enclosure, Precision
+from npdwconv.verify.hypotheses_cases import rounded
+from npdwconv.verify.hypotheses_evidence import Evidence, Finding
+
+_NEARLY_ALL = 0.95
+_FEW = 4  # values: fewer may have few digits by chance
+_OUTLIER = 12.0  # of errors by their root mean square: roundings have none, a defect is one
+_ROUNDS = 2e-4  # root mean square of errors by the wide bound: less is not that arithmetic's
+
+
+def accumulated(e: Evidence, name: str) -> Iterator[Finding]:
+    """Sums in a format, if the results are numbers of it, or if errors all over are of the size that it makes."""
+    form = PRECISIONS[name]
+    if not _narrower(e, form):
+        return
+    wide = _wide(e, form)
+    ratio = e.compare(wide)
+    stored = PRECISIONS[e.observed.dtype.name]
+    if stored.digits > form.digits and _representable(e, form):
+        if name == "float16" and _representable(e, PRECISIONS["bfloat16"]):
+            return  # whose numbers float16 has too
+        yield Finding(f"the results are {name} numbers", ratio)
+        return
+    with np.errstate(all="ignore"):
+        error = np.abs(e.observed.astype(np.float64) - e.compared.expected)
+        error = error / np.where(wide.error > 0, wide.error, np.inf)
+    known = np.isfinite(error) & (wide.error > 0)
+    if known.sum() < 2 * _FEW or not np.isfinite(error).all():
+        return
+    size = float(np.sqrt(np.mean(error[known] ** 2)))
+    if size > _ROUNDS and float(error.max()) < _OUTLIER * size and np.mean(e.bad) > 0.01:
+        yield Finding(f"errors all over have the size of {name} roundings", ratio)
+
+
+def rounding_hidden(e: Evidence, name: str) -> Iterator[Enclosure]:
+    """The truth rounded to a format, or moved by what its sums may be off, if results are stored in it."""
+    form = PRECISIONS[name]
+    if not _narrower(e, form):
+        return
+    if PRECISIONS[e.observed.dtype.name].digits > form.digits:
+        yield _moved(e.truth, rounded(e.compared.expected, form))
+    else:
+        yield _moved(e.truth, e.compared.expected + _wide(e, form).error / 4.0)
+
+
+def _moved(exact: Enclosure, value: Array) -> Enclosure:
+    return exact._replace(value=exact.value._replace(hi=value, lo=np.zeros_like(value)))
+
+
+def _narrower(e: Evidence, form: Precision) -> bool:
+    """Whether sums should have more digits than the format."""
+    return 2.0**-form.digits > e.ar.precision.unit * 2.0
+
+
+def _wide(e: Evidence, form: Precision) -> Enclosure:
+    """The truth, to within the bound of sums in the format, to first order in its roundoff."""
+    unit = 2.0 ** (1 - form.digits)
+    error = e.truth.error * (unit / e.ar.precision.unit) + unit * e.truth.size
+    beyond = e.truth.size > form.largest / 2.0
+    return e.truth._replace(error=np.where(beyond, np.inf, error))
+
+
+def _representable(e: Evidence, form: Precision) -> bool:
+    """Whether nearly all results, or these less the bias, are numbers of the format."""
+    observed = e.observed.astype(np.float64)
+    candidates = [observed]
+    bias = e.case.operands.get("bias")
+    if e.role == "out" and bias is not None:
+        shape = [1] * observed.ndim
+        shape[e.channel_axis] = -1
+        candidates.append(observed - bias.astype(np.float64).reshape(shape))
+    meant = np.isfinite(observed) & (observed != 0) & (observed != 6.0)
+    unit = PRECISIONS[e.observed.dtype.name].digits
+    for values in candidates:
+        slack = 2.0 ** (1 - unit) * (np.abs(observed) + np.abs(values)) * (values is not observed)
+        exact = np.abs(rounded(values, form) - values) <= slack
+        if meant.sum() >= _FEW and np.mean(exact[meant]) >= _NEARLY_ALL and np.any(exact & meant & e.bad):
+            return True
+    return False
