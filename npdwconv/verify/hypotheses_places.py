@@ -35,10 +35,11 @@ def local_defect(e: Evidence) -> Iterator[Finding]:
         sparse = inside.sum() < _SPARSE * share * bad.size
         few = bad.sum() <= _FEW
         if place.text and (few or (share <= _LARGEST and not sparse)) and inside.sum() >= 0.9 * bad.sum():
-            mask = np.broadcast_to(place.mask, bad.shape)
+            mask = _restored(e, np.broadcast_to(place.mask, bad.shape))
             first = ", ".join(str(int(index)) for index in np.argwhere(e.bad)[0])
-            known, _ = _viewed(e, e.compared.ratio)
-            yield Finding(f"{place.text}; {e.bad.sum()} elements, first [{first}]", np.where(mask, 0.0, known))
+            yield Finding(
+                f"{place.text}; {e.bad.sum()} elements, first [{first}]", np.where(mask, 0.0, e.compared.ratio)
+            )
             return
 
 
@@ -77,6 +78,15 @@ def _viewed(e: Evidence, array: Array) -> tuple[Array, tuple[str, ...]]:
         view = view.reshape(*view.shape[:2], *(e.geometry.out if e.role == "out" else e.geometry.size))
     names = _SPATIAL.get(view.ndim - 2, tuple(f"axis {axis}" for axis in range(2, view.ndim)))
     return view, ("image", "channel", *names)
+
+
+def _restored(e: Evidence, view: Array) -> Array:
+    """A view of `_viewed` as the result has it."""
+    if not e.per_image:
+        return view
+    shape = list(e.observed.shape)
+    channels = shape.pop(e.channel_axis)
+    return np.moveaxis(view.reshape(shape[0], channels, *shape[1:]), 1, e.channel_axis)
 
 
 def _box(bad: Array, names: tuple[str, ...]) -> Place:
