@@ -235,7 +235,8 @@ def damaged(layer: Layer, place: Callable[[Array], Array]) -> Results:
     results = compute(layer)
     name = next(iter(results))
     array, size = results[name].copy(), float(np.abs(results[name]).max()) or 1.0
-    noise = np.random.default_rng(4).uniform(0.5, 1.0, array.shape) * size
+    rng = np.random.default_rng(4)
+    noise = rng.choice([-1.0, 1.0], array.shape) * rng.uniform(0.5, 1.0, array.shape) * size
     view = place(array)
     view += place(noise).astype(array.dtype)
     return results | {name: array}

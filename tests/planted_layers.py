@@ -214,10 +214,9 @@ def real_layers() -> tuple[Layer, ...]:
         weight, bias = layer.params["weight"], layer.params["bias"]
         piece = np.ascontiguousarray(x[:, :, :20, :18] if pointwise else x[:, :24, :30, :26])
         weight, bias = (weight.reshape(len(weight), -1)[:24], bias[:24]) if pointwise else (weight[:24], bias[:24])
-        activation = layer.activation.name if hasattr(layer.activation, "name") else layer.activation
-        made = Layer(REAL[name], piece, weight, bias, activation=activation)
+        made = Layer(REAL[name], piece, weight, bias, activation=layer.activation)
         if not pointwise:
-            stride = layer.stride[0] if isinstance(layer.stride, tuple) else layer.stride
+            stride = layer.options["stride"][0]
             total = [max((-(-n // stride) - 1) * stride + weight.shape[2] - n, 0) for n in piece.shape[2:]]
             pads = tuple((each // 2, each - each // 2) for each in total)
             made = replace(made, stride=stride, pads=pads, padding="same")

@@ -25,7 +25,9 @@ def channels_permuted(e: Evidence) -> Iterator[Finding]:
     observed, expected = (_by_channel(e, array) for array in (e.observed, e.compared.expected))
     wrong: Array = np.any(_by_channel(e, e.bad), axis=1)
     places = _places(_by_channel(e, e.bad), _SAMPLES)
-    moved = _matched(observed[:, places], expected[:, places], wrong)
+    unit = _by_channel(e, e.compared.bound)[:, places].mean(axis=0)
+    unit = np.where((unit > 0) & np.isfinite(unit), unit, 1.0)
+    moved = _matched(observed[:, places] / unit, expected[:, places] / unit, wrong)
     if moved is not None:
         exact = e.truth.each(lambda array: taken(array, moved, e.channel_axis))
         yield Finding(f"of the result: {described(moved)}", e.compare(exact))

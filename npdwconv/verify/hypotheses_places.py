@@ -37,9 +37,8 @@ def local_defect(e: Evidence) -> Iterator[Finding]:
         if place.text and (few or (share <= _LARGEST and not sparse)) and inside.sum() >= 0.9 * bad.sum():
             mask = _restored(e, np.broadcast_to(place.mask, bad.shape))
             first = ", ".join(str(int(index)) for index in np.argwhere(e.bad)[0])
-            yield Finding(
-                f"{place.text}; {e.bad.sum()} elements, first [{first}]", np.where(mask, 0.0, e.compared.ratio)
-            )
+            detail = f"{place.text}; {e.bad.sum()} elements, first [{first}]"
+            yield Finding(detail, np.where(mask, 0.0, e.compared.ratio))
             return
 
 

@@ -24,21 +24,33 @@ def accumulated(e: Evidence, name: str) -> Iterator[Finding]:
         return
     wide = _wide(e, form)
     ratio = e.compare(wide)
-    stored = PRECISIONS[e.observed.dtype.name]
-    if stored.digits > form.digits and _representable(e, form):
-        if name == "float16" and _representable(e, PRECISIONS["bfloat16"]):
-            return  # whose numbers float16 has too
-        yield Finding(f"the results are {name} numbers", ratio)
-        return
-    with np.errstate(all="ignore"):
-        error = np.abs(e.observed.astype(np.float64) - e.compared.expected)
-        error = error / np.where(wide.error > 0, wide.error, np.inf)
-    known = np.isfinite(error) & (wide.error > 0)
-    if known.sum() < 2 * _FEW or not np.isfinite(error).all():
-        return
-    size = float(np.sqrt(np.mean(error[known] ** 2)))
-    if size > _ROUNDS and float(error.max()) < _OUTLIER * size and np.mean(e.bad) > 0.01:
+    if PRECISIONS[e.observed.dtype.name].digits > form.digits and _keeps_numbers(e):
+        coarser = name == "float16" and _coarser(e, PRECISIONS["bfloat16"], form)
+        if not coarser and _representable(e, e.observed, form):
+            yield Finding(f"the results are {name} numbers", ratio)
+    elif _scattered(e, wide.error):
         yield Finding(f"errors all over have the size of {name} roundings", ratio)
+
+
+def _keeps_numbers(e: Evidence) -> bool:
+    """Whether a result without bias is a sum, or 0, or 6."""
+    return e.role != "out" or e.case.options.get("activation") in (None, "relu", "relu6")
+
+
+def _coarser(e: Evidence, coarse: Precision, form: Precision) -> bool:
+    """Whether results are numbers of the coarser of two formats, which those of the other would not have been."""
+    return _representable(e, e.observed, coarse) and not _representable(e, rounded(e.compared.expected, form), coarse)
+
+
+def _scattered(e: Evidence, wide: Array) -> bool:
+    """Whether errors are of the size of roundings, most of them and none much more."""
+    with np.errstate(all="ignore"):
+        error = np.abs(e.observed.astype(np.float64) - e.compared.expected) / np.where(wide > 0, wide, np.inf)
+    moved = error[(wide > 0) & (e.observed != 0)]
+    if moved.size < 2 * _FEW or not np.isfinite(error).all():
+        return False
+    size = float(np.sqrt(np.mean(moved**2)))
+    return size > _ROUNDS and float(moved.max()) < _OUTLIER * size < _OUTLIER**2 * float(np.median(moved))
 
 
 def rounding_hidden(e: Evidence, name: str) -> Iterator[Enclosure]:
@@ -69,9 +81,9 @@ def _wide(e: Evidence, form: Precision) -> Enclosure:
     return e.truth._replace(error=np.where(beyond, np.inf, error))
 
 
-def _representable(e: Evidence, form: Precision) -> bool:
+def _representable(e: Evidence, results: Array, form: Precision) -> bool:
     """Whether nearly all results, or these less the bias, are numbers of the format."""
-    observed = e.observed.astype(np.float64)
+    observed = results.astype(np.float64)
     candidates = [observed]
     bias = e.case.operands.get("bias")
     if e.role == "out" and bias is not None:
@@ -83,6 +95,7 @@ def _representable(e: Evidence, form: Precision) -> bool:
     for values in candidates:
         slack = 2.0 ** (1 - unit) * (np.abs(observed) + np.abs(values)) * (values is not observed)
         exact = np.abs(rounded(values, form) - values) <= slack
-        if meant.sum() >= _FEW and np.mean(exact[meant]) >= _NEARLY_ALL and np.any(exact & meant & e.bad):
+        told = meant & (slack < 2.0 ** -(form.digits + 3) * np.abs(values))  # others would be within it by chance
+        if told.sum() >= _FEW and np.mean(exact[told]) >= _NEARLY_ALL and np.any(exact & told & e.bad):
             return True
     return False
