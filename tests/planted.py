@@ -42,8 +42,10 @@ class Verdict:
         names = [each.name for each in self.report.diagnoses]
         if self.defect.name not in names:
             return 0
+        best = self.report.diagnoses[0]
         perfect = [each.name for each in self.report.diagnoses if each.worst_ratio <= 1 and each.explained == 1]
-        return 1 if self.defect.name in perfect else names.index(self.defect.name) + 1
+        equal = best.name in perfect and self.defect.name in perfect
+        return 1 if equal else names.index(self.defect.name) + 1
 
     @property
     def hidden(self) -> bool:

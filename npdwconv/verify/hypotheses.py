@@ -24,6 +24,7 @@ from npdwconv.verify.report import Diagnosis, Report
 
 # what an explanation takes from the observation: the less, the better
 NOTHING, NUMBERS, ROUNDING, VALUES, PLACES = range(5)
+_NEARLY_ALL = 0.95  # an explanation of fewer is worse than one that takes more from the observation
 _GOOD_SHARE = 0.5  # of the bad elements that an explanation makes good, less those that it makes bad
 
 
@@ -46,7 +47,7 @@ class Hypothesis:
     Attributes:
         name: in `Report.diagnoses` and `Report.blind_to`.
         explanation: what was done instead, ``{}`` the details, and what to look at.
-        variants: the calls that it makes of a case, whose results are predicted.
+        variants: the calls that it makes of a case, the plainest first, whose results are predicted.
         find: findings that need the observation.
         taken: what `find` takes from it: `NUMBERS`, `ROUNDING`, `VALUES` or `PLACES`.
         probe: results that data must tell from the truth to show what `find` looks for.
@@ -69,17 +70,14 @@ class Hypothesis:
                 yield Finding(variant.detail, ratio)
 
     def hidden(self, pieces: list[Evidence]) -> bool:
-        """Whether it could have been made here and the data would not show it."""
+        """Whether it could have been made here, in its plainest form, and the data would not show it."""
         possible = False
         for e in pieces:
-            for variant in self.variants(e):
-                possible = True
-                if e.distinguishes(variant):
-                    return False
-            for exact in self.probe(e):
-                possible = True
-                if e.shows(exact):
-                    return False
+            variant = next(iter(self.variants(e)), None)
+            exact = next(iter(self.probe(e)), None) if variant is None else None
+            if (variant is not None and e.distinguishes(variant)) or (exact is not None and e.shows(exact)):
+                return False
+            possible = possible or variant is not None or exact is not None
         return possible
 
 
@@ -204,6 +202,12 @@ class _Explained(NamedTuple):
     def perfect(self) -> bool:
         return self.diagnosis.worst_ratio <= 1.0 and self.diagnosis.explained == 1.0
 
+    @property
+    def merit(self) -> tuple[bool, int, float, float]:
+        """Less is better."""
+        explained = self.diagnosis.explained
+        return explained < _NEARLY_ALL, self.level, -explained, self.diagnosis.worst_ratio
+
 
 def diagnoses(report: Report, rung: str) -> tuple[Diagnosis, ...]:
     """What explains the bad elements of a report, the best first; nothing weaker beside what explains them all."""
@@ -217,10 +221,8 @@ def diagnoses(report: Report, rung: str) -> tuple[Diagnosis, ...]:
                     found.append(explained)
             if any(each.perfect for each in found):
                 break
-    perfect = [each for each in found if each.perfect]
-    ranked = sorted(
-        perfect or found, key=lambda each: (-round(each.diagnosis.explained, 3), each.level, each.diagnosis.worst_ratio)
-    )
+    perfect = [each for each in found if each.perfect and each.level <= ROUNDING]
+    ranked = sorted(perfect or found, key=lambda each: each.merit)
     names: dict[str, Diagnosis] = {}
     for each in ranked:
         names.setdefault(each.diagnosis.name, each.diagnosis)

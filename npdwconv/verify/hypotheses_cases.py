@@ -18,6 +18,8 @@ from npdwconv.verify.bounds import PRECISIONS, Precision
 from npdwconv.verify.hypotheses_evidence import Evidence, Variant, View, channel_axis, substituted, taken
 
 Maps = Iterable[tuple[str, View]]
+_PAIRS = (("relu", "relu6"), ("hardswish", "silu"), ("gelu", "gelu_tanh"), ("sigmoid", "hardsigmoid"))
+_RELATIVES: dict[str | None, str] = {**dict(_PAIRS), **{second: first for first, second in _PAIRS}}
 _FANNED = {"depthwise_weight": 0, "depthwise_bias": 0, "pointwise_weight": 1}  # axes of C·M of a separable one
 _SPATIAL = {1: ("width",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
@@ -26,12 +28,12 @@ def _reweighted(e: Evidence, name: str, maps: Maps) -> Iterator[Variant]:
     """A weight read otherwise, or its gradient stored otherwise, or both."""
     held = e.case.operands.get(name)
     for detail, change in maps:
+        if e.role == name:
+            yield Variant(f"{detail} (in its gradient)", e.case, then=change)
         if held is not None:
             other = substituted(e.case, **{name: change(held)})
             yield Variant(detail, other)
-        if e.role == name:
-            yield Variant(f"{detail} (in its gradient)", e.case, then=change)
-            if held is not None:
+            if e.role == name:
                 yield Variant(f"{detail} (in it and in its gradient)", other, then=change)
 
 
@@ -288,7 +290,7 @@ def _other_activation(e: Evidence, others: Iterable[str | None]) -> Iterator[Var
     wanted = list(others)
     for option in ("activation", "depthwise_activation")[: 2 if e.kind == "separable" else 1]:
         meant = e.case.options.get(option)
-        for name in wanted:
+        for name in sorted(wanted, key=lambda one: one != _RELATIVES.get(meant)):
             if name != meant and not (name is None and meant is None):
                 detail = f"{name or 'none'} for {meant or 'none'}" + (f" ({option})" if e.kind == "separable" else "")
                 yield Variant(detail, replace(e.case, options=e.case.options | {option: name}))

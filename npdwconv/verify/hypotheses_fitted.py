@@ -17,6 +17,9 @@ from npdwconv.verify.hypotheses_evidence import Evidence, Finding, Variant, chan
 _SAMPLES = 256  # places of a channel that are compared to find its like
 _PAIRS = 2**20  # weights times inputs that are tried with one another, at most
 _LEAST_FACTOR = 2.0**-20  # less is no factor: nothing was written
+_ENOUGH = 12  # elements that tell a channel's numbers
+_SMALLER = 0.5
+_HUGE = 1e30
 _STEPS = 12  # of Gauss-Newton
 
 
@@ -31,7 +34,7 @@ def channels_permuted(e: Evidence) -> Iterator[Finding]:
     if moved is not None:
         exact = e.truth.each(lambda array: taken(array, moved, e.channel_axis))
         yield Finding(f"of the result: {described(moved)}", e.compare(exact))
-    if e.kind == "depthwise" and e.role == "out":
+    if e.kind == "depthwise" and e.role == "out" and (wrong & ~_alone(observed)).any():
         yield from _crossed(e, observed, wrong)
 
 
@@ -55,8 +58,23 @@ def _matched(observed: Array, expected: Array, wrong: Array) -> Array | None:
     seen, like = np.where(np.isfinite(wide), wide, 0.0) - centre, np.where(lively[:, None], expected, 0.0) - centre
     far = (seen**2).sum(axis=1)[:, None] + (like**2).sum(axis=1) - 2.0 * seen @ like.T
     far[:, ~lively] = np.inf
-    nearest = np.where(wrong & lively.any(), far.argmin(axis=1), np.arange(len(wrong)))
-    return nearest if len(wrong) > 1 and (nearest != np.arange(len(wrong))).any() else None
+    own, alone = np.arange(len(wrong)), _alone(wide)
+    nearest = np.where(wrong & lively.any() & ~alone, far.argmin(axis=1), own)
+    if len(wrong) < 2 or (nearest == own).all():
+        return None  # what holds one value is a channel elsewhere only if others are
+    return np.where(wrong & alone, _free(nearest, ~lively), nearest)
+
+
+def _alone(rows: Array) -> Array:
+    """Whether a channel holds one value everywhere."""
+    same: Array = (rows == rows[:, :1]).all(axis=1) & (rows.shape[1] > 1)
+    return same
+
+
+def _free(nearest: Array, still: Array) -> Array:
+    """Each index, or one of a channel that is still, where there is one."""
+    found = np.flatnonzero(still)
+    return np.full_like(nearest, found[0]) if found.size else nearest
 
 
 def _crossed(e: Evidence, observed: Array, wrong: Array) -> Iterator[Finding]:
@@ -134,7 +152,21 @@ def described(order: Array) -> str:
 
 
 def scale(e: Evidence) -> Iterator[Finding]:
-    """A factor of the result, of each of its channels, or of what goes into the activation, with an offset."""
+    """A factor of the result, of each of its channels, or of what goes into the activation, with an offset.
+
+    It must make all errors smaller: fitted numbers spread those of a few elements over the others.
+    """
+    return (finding for finding in _scales(e) if _size(e, finding.ratio) < _SMALLER * _size(e, e.compared.ratio))
+
+
+def _size(e: Evidence, ratio: Array) -> float:
+    """Root mean square of the ratios in channels with bad elements."""
+    wrong: Array = np.any(_by_channel(e, e.bad), axis=1)
+    known = np.minimum(_by_channel(e, ratio)[wrong], _HUGE)
+    return float(np.sqrt(np.mean(known**2)))
+
+
+def _scales(e: Evidence) -> Iterator[Finding]:
     whole = _factor(e, axis=None)
     if whole is not None:
         ratio = e.compare(_times(e, whole))
@@ -170,7 +202,7 @@ def _factor(e: Evidence, axis: int | None) -> Array | None:
         number = (near * 1.0).sum(axis=axes, keepdims=True)
         fitted = (np.where(near, observed, 0.0) * weights).sum(axis=axes, keepdims=True)
         fitted = fitted / (weights**2).sum(axis=axes, keepdims=True)
-    usable = (number >= 3) & np.isfinite(fitted) & (np.abs(fitted) > _LEAST_FACTOR)
+    usable = (number >= (3 if axis is None else _ENOUGH)) & np.isfinite(fitted) & (np.abs(fitted) > _LEAST_FACTOR)
     wrong = e.bad.any(axis=axes, keepdims=True)
     factor = np.where(usable & wrong, fitted, 1.0)
     return factor if (factor != 1.0).any() else None
@@ -206,6 +238,7 @@ def _affine(e: Evidence) -> Iterator[Finding]:
     value = s * z.value.hi + t
     error = np.abs(s) * z.error + 4.0 * e.ar.precision.unit * (np.abs(s) * z.size + np.abs(t))
     exact = e.ar.activate(ACTIVATIONS[name] if name else None, Enclosure(lifted(value), error))
+    exact = exact._replace(error=np.maximum(exact.error, np.maximum(np.abs(s), 1.0) * e.truth.error))
     detail = f"what goes into the activation, {_numbers(factor[wrong])}, and another offset" if name else ""
     yield Finding(detail or f"each channel by {_numbers(factor[wrong])}, and another offset", e.compare(exact))
 
@@ -225,7 +258,7 @@ def _gauss_newton(z: Array, seen: Array, bias: Array, name: str | None) -> tuple
             a, b, c = one.sum(axis=1), two.sum(axis=1), three.sum(axis=1)
             right, slanted = (slope * rest).sum(axis=1), (slope * rest * z).sum(axis=1)
             scale_of = a * c - b * b
-            usable = (np.count_nonzero(slope, axis=1) >= 6) & (scale_of > 1e-9 * a * c)
+            usable = (np.count_nonzero(slope, axis=1) >= _ENOUGH) & (scale_of > 1e-9 * a * c)
             step_s, step_t = (a * slanted - b * right) / scale_of, (c * right - b * slanted) / scale_of
             s, t = np.where(usable, s + step_s, s), np.where(usable, t + step_t, t)
     known = np.isfinite(s) & np.isfinite(t)

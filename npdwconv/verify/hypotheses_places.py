@@ -11,16 +11,16 @@ from npdwconv.layouts import Array
 from npdwconv.verify.hypotheses_evidence import Evidence, Finding
 
 _SPATIAL = {0: (), 1: ("column",), 2: ("row", "column"), 3: ("slice", "row", "column")}
-_SPARSE = 0.15  # of a place, that must be bad
-_LARGEST = 0.6  # of the array: a place is less
-_FEW = 8
+_FEW = 8  # bad elements, that are a place whatever they are
+_SURE = 10.0  # bits by which a place must be shorter to tell than its bad elements are unlikely to lie in it by chance
 _SHOWN = 4
 
 
 class Place(NamedTuple):
-    """A part of an array in words, and a mask of it that broadcasts to the array."""
+    """A part of an array in words, the bits that these take, and a mask of it that broadcasts to the array."""
 
     text: str
+    bits: float
     mask: Array
 
 
@@ -30,11 +30,9 @@ def local_defect(e: Evidence) -> Iterator[Finding]:
         return
     bad, names = _viewed(e, e.bad)
     for place in (_box(bad, names), _lines(bad, names)):
-        inside = bad & place.mask
-        share = np.mean(np.broadcast_to(place.mask, bad.shape))
-        sparse = inside.sum() < _SPARSE * share * bad.size
-        few = bad.sum() <= _FEW
-        if place.text and (few or (share <= _LARGEST and not sparse)) and inside.sum() >= 0.9 * bad.sum():
+        inside, share = int(np.sum(bad & place.mask)), float(np.mean(np.broadcast_to(place.mask, bad.shape)))
+        sure = share > 0 and -np.log2(share) * inside > place.bits + _SURE
+        if place.text and (sure or bad.sum() <= _FEW) and inside >= 0.9 * bad.sum():
             mask = _restored(e, np.broadcast_to(place.mask, bad.shape))
             first = ", ".join(str(int(index)) for index in np.argwhere(e.bad)[0])
             detail = f"{place.text}; {e.bad.sum()} elements, first [{first}]"
@@ -89,34 +87,41 @@ def _restored(e: Evidence, view: Array) -> Array:
 
 
 def _box(bad: Array, names: tuple[str, ...]) -> Place:
-    """The indices of every axis that hold bad elements, and their product."""
-    mask, parts = np.ones((1,) * bad.ndim, dtype=bool), []
+    """The product of the indices that hold bad elements, along every axis where these are worth telling."""
+    number = int(np.count_nonzero(bad))
+    mask, bits = np.ones((1,) * bad.ndim, dtype=bool), 0.0
+    parts: list[str] = []
     for axis, name in enumerate(names):
         held = bad.any(axis=tuple(other for other in range(bad.ndim) if other != axis))
-        mask = mask & held.reshape(_along(axis, bad.ndim))
-        if not held.all():
-            parts.append(_indices(name, np.flatnonzero(held), held.size))
-    return Place(", ".join(parts), mask)
+        if held.all() or not held.any():
+            continue
+        text, cost = _indices(name, np.flatnonzero(held), held.size)
+        if number <= _FEW or cost < number * -np.log2(held.mean()):
+            mask, parts, bits = mask & held.reshape(_along(axis, bad.ndim)), [*parts, text], bits + cost
+    return Place(", ".join(parts), bits, mask)
 
 
 def _lines(bad: Array, names: tuple[str, ...]) -> Place:
     """The indices of spatial axes at which much is bad, and the union of these lines: a border, a tile's seams."""
-    mask, parts = np.zeros((1,) * bad.ndim, dtype=bool), []
+    mask, bits = np.zeros((1,) * bad.ndim, dtype=bool), 0.0
+    parts: list[str] = []
     for axis in range(2, bad.ndim):
         share = bad.mean(axis=tuple(other for other in range(bad.ndim) if other != axis))
         held = share > max(0.5 * float(share.max()), 2.0 * float(np.median(share)))
         if held.any() and not held.all():
             mask = mask | held.reshape(_along(axis, bad.ndim))
-            parts.append(_indices(names[axis], np.flatnonzero(held), held.size))
-    return Place(" and ".join(parts), mask)
+            text, cost = _indices(names[axis], np.flatnonzero(held), held.size)
+            parts, bits = [*parts, text], bits + cost
+    return Place(" and ".join(parts), bits, mask)
 
 
 def _along(axis: int, rank: int) -> tuple[int, ...]:
     return tuple(-1 if other == axis else 1 for other in range(rank))
 
 
-def _indices(name: str, found: Array, extent: int) -> str:
-    """Indices in words: one, a run, or runs with a period."""
+def _indices(name: str, found: Array, extent: int) -> tuple[str, float]:
+    """Indices in words: one, a run, or runs with a period; and the bits that name them among all."""
+    number = float(np.log2(extent + 1))
     starts = found[np.diff(found, prepend=-2) != 1]
     lengths = np.diff(np.searchsorted(found, [*starts, found[-1] + 1]))
     pairs = zip(starts, lengths, strict=True)
@@ -124,9 +129,9 @@ def _indices(name: str, found: Array, extent: int) -> str:
     plural = name if len(found) == 1 else f"{name}s"
     if len(runs) == 1:
         edge = " (the first)" if runs[0] == "0" else " (the last)" if found[0] == extent - 1 else ""
-        return f"{plural} {runs[0]}{edge}"
+        return f"{plural} {runs[0]}{edge}", 2 * number
     steps = np.diff(starts)
     if len(runs) > 2 and len(set(steps.tolist())) == 1 and len(set(lengths[1:-1].tolist())) <= 1:
-        return f"{plural} {runs[0]}, {runs[1]}, … (period {steps[0]})"
+        return f"{plural} {runs[0]}, {runs[1]}, … (period {steps[0]})", 4 * number
     more = f" and {len(runs) - _SHOWN} more" if len(runs) > _SHOWN else ""
-    return f"{plural} {', '.join(runs[:_SHOWN])}{more}"
+    return f"{plural} {', '.join(runs[:_SHOWN])}{more}", 2 * number * len(runs)

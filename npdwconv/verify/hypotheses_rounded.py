@@ -11,7 +11,7 @@ from npdwconv.verify.bounds import PRECISIONS, Enclosure, Precision
 from npdwconv.verify.hypotheses_cases import rounded
 from npdwconv.verify.hypotheses_evidence import Evidence, Finding
 
-_NEARLY_ALL = 0.95
+_MOST = 0.75
 _FEW = 4  # values: fewer may have few digits by chance
 _OUTLIER = 12.0  # of errors by their root mean square: roundings have none, a defect is one
 _ROUNDS = 2e-4  # root mean square of errors by the wide bound: less is not that arithmetic's
@@ -26,7 +26,7 @@ def accumulated(e: Evidence, name: str) -> Iterator[Finding]:
     ratio = e.compare(wide)
     if PRECISIONS[e.observed.dtype.name].digits > form.digits and _keeps_numbers(e):
         coarser = name == "float16" and _coarser(e, PRECISIONS["bfloat16"], form)
-        if not coarser and _representable(e, e.observed, form):
+        if not coarser and _share(e, e.observed, form) == 1.0:
             yield Finding(f"the results are {name} numbers", ratio)
     elif _scattered(e, wide.error):
         yield Finding(f"errors all over have the size of {name} roundings", ratio)
@@ -39,7 +39,7 @@ def _keeps_numbers(e: Evidence) -> bool:
 
 def _coarser(e: Evidence, coarse: Precision, form: Precision) -> bool:
     """Whether results are numbers of the coarser of two formats, which those of the other would not have been."""
-    return _representable(e, e.observed, coarse) and not _representable(e, rounded(e.compared.expected, form), coarse)
+    return _share(e, e.observed, coarse) == 1.0 and _share(e, rounded(e.compared.expected, form), coarse) < _MOST
 
 
 def _scattered(e: Evidence, wide: Array) -> bool:
@@ -81,21 +81,22 @@ def _wide(e: Evidence, form: Precision) -> Enclosure:
     return e.truth._replace(error=np.where(beyond, np.inf, error))
 
 
-def _representable(e: Evidence, results: Array, form: Precision) -> bool:
-    """Whether nearly all results, or these less the bias, are numbers of the format."""
-    observed = results.astype(np.float64)
-    candidates = [observed]
+def _share(e: Evidence, results: Array, form: Precision) -> float:
+    """How many results are numbers of the format, or are so less the bias; 0 where too few can tell."""
+    wide = results.astype(np.float64)
+    candidates = [(wide, np.zeros(1))]
     bias = e.case.operands.get("bias")
     if e.role == "out" and bias is not None:
-        shape = [1] * observed.ndim
+        shape = [1] * wide.ndim
         shape[e.channel_axis] = -1
-        candidates.append(observed - bias.astype(np.float64).reshape(shape))
-    meant = np.isfinite(observed) & (observed != 0) & (observed != 6.0)
-    unit = PRECISIONS[e.observed.dtype.name].digits
-    for values in candidates:
-        slack = 2.0 ** (1 - unit) * (np.abs(observed) + np.abs(values)) * (values is not observed)
+        without = wide - bias.astype(np.float64).reshape(shape)
+        candidates.append((without, np.abs(wide) + np.abs(without)))
+    shares = [0.0]
+    for values, size in candidates:
+        slack = 2.0 ** (1 - PRECISIONS[e.observed.dtype.name].digits) * size
+        told = np.isfinite(wide) & (wide != 0) & (wide != 6.0)
+        told &= slack < 2.0 ** -(form.digits + 3) * np.abs(values)  # the others may be within it by chance
         exact = np.abs(rounded(values, form) - values) <= slack
-        told = meant & (slack < 2.0 ** -(form.digits + 3) * np.abs(values))  # others would be within it by chance
-        if told.sum() >= _FEW and np.mean(exact[told]) >= _NEARLY_ALL and np.any(exact & told & e.bad):
-            return True
-    return False
+        if told.sum() >= _FEW and np.any(told & e.bad):
+            shares.append(float(np.mean(exact[told])))
+    return max(shares)
