@@ -255,37 +255,51 @@ def test_mlx_by_hand() -> None:
 
 LAST = {"layout": "channels_last"}
 PLAIN = {"stride": 1, "padding": 0, "dilation": 1}
+NAMED: dict[str, Any] = {"strides": 1, "padding": "SAME"}
+
+TAKEN: list[tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = [
+    (spelling.torch_options, {}, PLAIN | {"padding_mode": "zeros"}),
+    (spelling.torch_options, {"padding": "same", "dilation": (2, 1)}, {"padding": "same", "dilation": (2, 1)}),
+    (spelling.torch_transpose_options, {}, PLAIN | {"output_padding": 0}),
+    (spelling.onnx_options, {}, PLAIN),
+    (spelling.onnx_options, {"auto_pad": b"VALID", "pads": [0, 0], "kernel_shape": [3]}, {"padding": "valid"}),
+    (spelling.onnx_options, {"pads": [1, 2, 3, 4, 5, 6]}, {"padding": ((1, 4), (2, 5), (3, 6))}),
+    (spelling.onnx_transpose_options, {"auto_pad": "SAME_LOWER"}, {"padding": "same_lower", "output_padding": 0}),
+    (tensorflow.options, {"strides": 1, "padding": "VALID"}, PLAIN | {"padding": "valid"} | LAST),
+    (tensorflow.options, NAMED | {"strides": [1, 1, 2, 3], "data_format": "NCHW"}, {"stride": (2, 3)}),
+    (tensorflow.options, NAMED | {"strides": [2], "data_format": "NWC"}, {"stride": 2}),
+    (tensorflow.options, NAMED | {"strides": [1, 2, 1], "data_format": "NWC"}, {"stride": (2,)}),
+    (tensorflow.options, NAMED | {"dilations": [1, 2, 2, 1]}, {"padding": "same", "dilation": (2, 2)}),
+    (tensorflow.options, NAMED | {"dilations": None, "data_format": "NCDHW"}, {"layout": "channels_first"}),
+    (tensorflow.keras_options, {}, PLAIN | {"padding": "valid"} | LAST),
+    (tensorflow.keras_options, {"padding": "Causal", "data_format": "channels_first"}, {"padding": "causal"}),
+    (jax.options, {"window_strides": (1,), "padding": [(1, 0)]}, {"padding": ((1, 0),), "layout": "channels_first"}),
+    (jax.options, {"window_strides": (1,), "padding": "SAME_LOWER"}, {"padding": "same_lower"}),
+    (
+        jax.flax_options,
+        {"kernel_size": 3, "strides": None},
+        PLAIN | LAST | {"padding": "same", "padding_mode": "zeros"},
+    ),
+    (jax.flax_options, {"kernel_size": (3, 2), "padding": [1, (2, 0)]}, {"padding": ((1, 1), (2, 0))}),
+    (
+        jax.flax_options,
+        {"kernel_size": (3, 2), "padding": "REFLECT", "kernel_dilation": 3},
+        {"padding": ((3, 3), (1, 2)), "padding_mode": "reflect"},
+    ),
+    (mlx.options, {}, PLAIN | LAST),
+    (mlx.general_options, {"padding": [1, 2]}, {"padding": (1, 2)}),
+    (mlx.general_options, {"padding": ([0, 1], [2, 3])}, {"padding": ((0, 2), (1, 3))} | LAST),
+    (mlx.transpose_options, {"output_padding": 1}, PLAIN | {"output_padding": 1} | LAST),
+    (tflite.options, {"padding": 0, "fused_activation_function": 3}, {"padding": "same", "activation": "relu6"}),
+    (tflite.options, {"padding": 1, "stride_h": 2}, {"padding": "valid", "stride": (2, 1), "activation": None}),
+    (tflite.options, {"padding": "SAME", "fused_activation_function": "RELU"}, {"activation": "relu"} | LAST),
+]
 
 
-@pytest.mark.parametrize(
-    ("found", "wanted"),
-    [
-        (spelling.torch_options(), PLAIN | {"padding_mode": "zeros"}),
-        (spelling.torch_options(padding="same", dilation=(2, 1))["padding"], "same"),
-        (spelling.torch_transpose_options(), PLAIN | {"output_padding": 0}),
-        (spelling.onnx_options(), PLAIN),
-        (spelling.onnx_options(auto_pad=b"VALID", pads=[0, 0])["padding"], "valid"),
-        (spelling.onnx_options(pads=[1, 2, 3, 4, 5, 6])["padding"], ((1, 4), (2, 5), (3, 6))),
-        (tensorflow.options(strides=1, padding="VALID"), PLAIN | {"padding": "valid"} | LAST),
-        (tensorflow.options(strides=[1, 1, 2, 3], padding="SAME", data_format="NCHW")["stride"], (2, 3)),
-        (tensorflow.options(strides=[2], padding="SAME", data_format="NWC")["stride"], 2),
-        (tensorflow.options(strides=[1, 2, 1], padding="SAME", data_format="NWC")["stride"], (2,)),
-        (tensorflow.options(strides=1, padding="SAME", dilations=[1, 2, 2, 1])["dilation"], (2, 2)),
-        (tensorflow.keras_options(), PLAIN | {"padding": "valid"} | LAST),
-        (tensorflow.keras_options(data_format="channels_first")["layout"], "channels_first"),
-        (jax.options(window_strides=(1,), padding=[(1, 0)])["padding"], ((1, 0),)),
-        (jax.flax_options(kernel_size=3), PLAIN | LAST | {"padding": "same", "padding_mode": "zeros"}),
-        (jax.flax_options(kernel_size=(3, 2), padding=[1, (2, 0)])["padding"], ((1, 1), (2, 0))),
-        (jax.flax_options(kernel_size=(3, 2), padding="REFLECT", kernel_dilation=3)["padding"], ((3, 3), (1, 2))),
-        (mlx.options(), PLAIN | LAST),
-        (mlx.general_options(padding=[1, 2])["padding"], (1, 2)),
-        (tflite.options(padding=0, fused_activation_function=3)["activation"], "relu6"),
-        (tflite.options(padding=1)["padding"], "valid"),
-        (tflite.options(padding="SAME", fused_activation_function="RELU")["activation"], "relu"),
-    ],
-)
-def test_options(found: Any, wanted: Any) -> None:
-    assert found == wanted
+@pytest.mark.parametrize(("function", "arguments", "wanted"), TAKEN)
+def test_options(function: Callable[..., Any], arguments: dict[str, Any], wanted: dict[str, Any]) -> None:
+    found = function(**arguments)
+    assert {name: found[name] for name in wanted} == wanted
 
 
 REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [

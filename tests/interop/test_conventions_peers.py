@@ -356,6 +356,8 @@ def test_mlx_transposed(rank: int, theirs: Options) -> None:
 # TFLite
 
 
+# TensorFlow says that its interpreter moves to a package of its own
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated:UserWarning")
 @pytest.mark.parametrize("padding", ["SAME", "VALID"])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_tflite(padding: str, stride: int) -> None:
