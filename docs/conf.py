@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import npdwconv
+from npdwconv.interop.conventions import CONVENTIONS, spelled
 
 project = "npdwconv"
 author = "the npdwconv developers"
@@ -49,7 +50,24 @@ def mutations():
     return [f"| {mutation.what} | `{mutation.file}` |" for mutation in found]
 
 
+def frameworks():
+    """The table of weights that the conversions follow."""
+
+    def row(names):
+        axes = (names.depthwise, names.pointwise, names.transposed)
+        depthwise, pointwise, transposed = (f"`{spelled(each)}`" if each else "has none" for each in axes)
+        transposed += ", taps reversed" if names.flips_transposed else ""
+        layouts, ranks = ", ".join(names.layouts), ", ".join(map(str, names.ranks))
+        links = " ".join(f"[{number}]({url})" for number, url in enumerate(names.sources, 1))
+        return "| " + " | ".join((names.framework, depthwise, pointwise, transposed, layouts, ranks, links)) + " |"
+
+    return [row(names) for names in CONVENTIONS.values()]
+
+
+WEIGHTS = "| framework | depthwise | pointwise | transposed depthwise | layout of images | dimensions | sources |"
+
 myst_substitutions = {
+    "frameworks": "\n".join((WEIGHTS, "|---|---|---|---|---|---|---|", *frameworks())),
     "floors": "\n".join(("| floor | rooms |", "|---|---|", *floors())),
     "mutations": "\n".join(("| mistake | in |", "|---|---|", *mutations())),
 }

@@ -55,20 +55,20 @@ class Convention:
     flips_transposed: bool = False
 
     def depthwise_weight(self, array: Any) -> Array:
-        """The framework's depthwise weight as ours, (C·M, 1, *kernel); ShapeError if its axes do not fit."""
+        """The framework's depthwise weight as ours, ``(C·M, 1, *kernel)``; ShapeError if its axes do not fit."""
         return self._read_taps("depthwise", self.depthwise, np.asarray(array))
 
     def to_depthwise_weight(self, weight: Any, *, multiplier: int = 1) -> Array:
-        """Our depthwise weight (C·M, 1, *kernel) as the framework's; ``multiplier`` is M."""
+        """Our depthwise weight ``(C·M, 1, *kernel)`` as the framework's; ``multiplier`` is M."""
         return self._write_taps("depthwise", self.depthwise, np.asarray(weight), multiplier)
 
     def transposed_weight(self, array: Any) -> Array:
-        """The framework's transposed depthwise weight as ours, (C·M, 1, *kernel); OptionError if it has none."""
+        """The framework's transposed depthwise weight as ours, ``(C·M, 1, *kernel)``; OptionError if it has none."""
         ours = self._read_taps("transposed depthwise", self._transposed(), np.asarray(array))
         return self._flipped(ours)
 
     def to_transposed_weight(self, weight: Any, *, multiplier: int = 1) -> Array:
-        """Our transposed depthwise weight (C·M, 1, *kernel) as the framework's; ``multiplier`` is M."""
+        """Our transposed depthwise weight ``(C·M, 1, *kernel)`` as the framework's; ``multiplier`` is M."""
         axes, ours = self._transposed(), np.asarray(weight)
         return self._write_taps("transposed depthwise", axes, self._flipped(ours), multiplier)
 
@@ -77,7 +77,7 @@ class Convention:
         stored = np.asarray(array)
         names = _expanded(self.pointwise, stored.ndim)
         if stored.ndim not in (2, *(2 + rank for rank in LETTERS)) or not _ones_fit(names, stored.shape):
-            raise ShapeError(self._misfit("pointwise", stored.shape, _spelled(self.pointwise)))
+            raise ShapeError(self._misfit("pointwise", stored.shape, spelled(self.pointwise)))
         order = _order(names)
         return np.ascontiguousarray(stored.transpose(order).reshape([stored.shape[axis] for axis in order[:2]]))
 
@@ -106,7 +106,7 @@ class Convention:
         if ours.shape[0] % many:
             raise ShapeError(f"a {kind} weight has {ours.shape[0]} channels; needed a multiple of multiplier {many}")
         if many > 1 and not {"M", "CM"} & set(axes.split()):
-            raise OptionError(f"multiplier is {many}; {self.framework} has a {kind} weight {_spelled(axes)}, needed 1")
+            raise OptionError(f"multiplier is {many}; {self.framework} has a {kind} weight {spelled(axes)}, needed 1")
         names = _expanded(axes, ours.ndim - 2 + len(axes.split()) - 1)
         extents = {"CM": ours.shape[0], "C": ours.shape[0] // many, "M": many}
         order = _order(names)
@@ -124,8 +124,8 @@ class Convention:
         return np.ascontiguousarray(np.flip(weight, kernel)) if self.flips_transposed else weight
 
     def _needed(self, axes: str) -> str:
-        ranks = ", ".join(map(str, self.ranks))
-        return f"{_spelled(axes)} in {ranks} dimension{'s' if ranks != '1' else ''}"
+        ranks = " or ".join(map(str, self.ranks))
+        return f"{spelled(axes)} with {ranks} kernel axes"
 
     def _misfit(self, kind: str, shape: tuple[int, ...], needed: str) -> str:
         return f"a {kind} weight of {self.framework} has shape {shape}; needed {needed}"
@@ -146,7 +146,8 @@ def _ones_fit(names: list[str], shape: tuple[int, ...]) -> bool:
     return all(extent == 1 for name, extent in zip(names, shape, strict=True) if name in ("1", "1*"))
 
 
-def _spelled(axes: str) -> str:
+def spelled(axes: str) -> str:
+    """A row's axes as a shape: ``"* C M"`` is ``(*kernel, C, M)``."""
     words = {"CM": "C·M", "*": "*kernel", "1*": "1, …"}
     return f"({', '.join(words.get(name, name) for name in axes.split())})"
 

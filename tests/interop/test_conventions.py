@@ -362,9 +362,9 @@ def test_refused(function: Callable[..., Any], arguments: dict[str, Any], messag
     ("function", "shape", "message"),
     [
         (conventions.TORCH.depthwise_weight, (4, 2, 3, 3), r"has shape \(4, 2, 3, 3\); needed \(C·M, 1, \*kernel\)"),
-        (conventions.TORCH.depthwise_weight, (4, 1), "in 1, 2, 3 dimensions"),
-        (conventions.TORCH.depthwise_weight, (), "in 1, 2, 3 dimensions"),
-        (conventions.MLX.depthwise_weight, (4, 3, 3, 3, 1), "in 1, 2 dimensions"),
+        (conventions.TORCH.depthwise_weight, (4, 1), "with 1 or 2 or 3 kernel axes"),
+        (conventions.TORCH.depthwise_weight, (), "with 1 or 2 or 3 kernel axes"),
+        (conventions.MLX.depthwise_weight, (4, 3, 3, 3, 1), "with 1 or 2 kernel axes"),
         (conventions.TFLITE.depthwise_weight, (2, 3, 3, 4), r"needed \(1, \*kernel, C·M\)"),
         (conventions.TENSORFLOW.transposed_weight, (3, 3, 2, 2), r"\(\*kernel, C, 1\)"),
         (conventions.TENSORFLOW.to_depthwise_weight, (4, 2, 3, 3), r"needed \(C·M, 1, \*kernel\)"),
