@@ -15,6 +15,7 @@ class Mutation(NamedTuple):
 
 
 REFERENCE = "kernels/reference"
+INTEROP = "interop"
 
 MUTATIONS = [
     Mutation(
@@ -205,4 +206,14 @@ MUTATIONS = [
     Mutation("any multiplier", "arguments.py", "outputs != channels * (", "0 * outputs != 0 * channels * ("),
     Mutation("a dense weight passes", "arguments.py", "if shape[1] != 1:", "if shape[1] < 1:"),
     Mutation("extents unchecked", "arguments.py", "if array.shape != shape:", "if array.ndim != len(shape):"),
+    Mutation("multiplier before channel", f"{INTEROP}/conventions.py", 'depthwise="* C M"', 'depthwise="* M C"'),
+    Mutation("taps not reversed", f"{INTEROP}/conventions.py", "flips_transposed=True,", "flips_transposed=False,"),
+    Mutation("any multiplier stored", f"{INTEROP}/conventions.py", "if ours.shape[0] % many:", "if many < 1:"),
+    Mutation(
+        "ends interleaved",
+        f"{INTEROP}/spelling.py",
+        "zip(widths[:rank], widths[rank:],",
+        "zip(widths[::2], widths[1::2],",
+    ),
+    Mutation("numbers of the schema", f"{INTEROP}/tflite.py", '"RELU_N1_TO_1", "RELU6"', '"RELU6", "RELU_N1_TO_1"'),
 ]

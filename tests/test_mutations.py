@@ -16,7 +16,15 @@ import npdwconv
 
 PACKAGE = Path(npdwconv.__file__).parent
 HERE = Path(__file__).parent
-FAST = ("test_geometry", "test_activations", "test_arrays", "test_errors", "test_folding", "test_operators")
+FAST = (
+    "test_geometry",
+    "test_activations",
+    "test_arrays",
+    "test_errors",
+    "test_folding",
+    "test_operators",
+    "interop/test_conventions",
+)
 every_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.what.replace(" ", "_"))
 
 # The copy comes first on the path, and it must be what is tested.

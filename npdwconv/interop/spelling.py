@@ -61,6 +61,11 @@ def needs_one(name: str, value: Any, way_out: str) -> None:
         raise OptionError(f"{name} is {value!r}; needed 1: {way_out}")
 
 
+def window(stride: Any, padding: Any, dilation: Any, **more: Any) -> dict[str, Any]:
+    """The options that every depthwise operator has, under our names."""
+    return {"stride": stride, "padding": padding, "dilation": dilation, **more}
+
+
 def _pair(name: str, entry: Any) -> tuple[int, int]:
     if not is_sequence(entry) or len(entry) != 2:
         raise OptionError(f"{name} is {entry!r}; needed a pair (low, high)")
@@ -204,10 +209,5 @@ def _onnx_padding(auto_pad: str | bytes, pads: Sequence[int] | None) -> int | st
 def _onnx_pairs(pads: Sequence[int]) -> Pairs:
     if len(pads) % 2:
         raise OptionError(f"pads is {list(pads)}; needed the low ends of all axes, then the high ends")
-    rank = len(pads) // 2
-    return tuple(_pair("pads", pair) for pair in zip(pads[:rank], pads[rank:], strict=True))
-
-
-def window(stride: Any, padding: Any, dilation: Any, **more: Any) -> dict[str, Any]:
-    """The options that every depthwise operator has, under our names."""
-    return {"stride": stride, "padding": padding, "dilation": dilation, **more}
+    widths, rank = per_axis(extents("pads", pads, least=0), 1), len(pads) // 2
+    return tuple(zip(widths[:rank], widths[rank:], strict=True))

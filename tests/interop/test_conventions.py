@@ -311,7 +311,7 @@ REFUSED: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (spelling.onnx_options, {"auto_pad": "SAME"}, "auto_pad is 'SAME'"),
     (spelling.onnx_options, {"auto_pad": "VALID", "pads": [1, 1]}, "one or the other"),
     (spelling.onnx_options, {"pads": [1, 1, 1]}, "the low ends of all axes, then the high"),
-    (spelling.onnx_options, {"pads": [0, -1]}, "is -1"),
+    (spelling.onnx_options, {"pads": [0, 0, 0, -1]}, r"pads\[3\] is -1"),
     (spelling.onnx_transpose_options, {"output_shape": [9]}, "kernel_shape and input_size"),
     (spelling.onnx_transpose_options, {"auto_pad": "SAME_UPPER", "output_padding": [1]}, "needed 0"),
     (tensorflow.options, {"strides": [1, 2, 2, 2], "padding": "SAME"}, "1 for N and C"),

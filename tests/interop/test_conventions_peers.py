@@ -280,6 +280,15 @@ def test_tensorflow_transposed(padding: str, stride: int) -> None:
     same(ours, tf.nn.depthwise_conv2d_backprop_input(ours.shape, stored, x, strides=strides, padding=padding).numpy())
 
 
+def test_tensorflow_gradient_for_any_multiplier() -> None:
+    tf = pytest.importorskip("tensorflow", reason="the peer")
+    stored, grad = weight_like(conventions.TENSORFLOW, 2), whole(2, 4, 3, CHANNELS * MULTIPLIER)
+    theirs: Options = {"strides": [1, 2, 2, 1], "padding": "SAME"}
+    found = tf.nn.depthwise_conv2d_backprop_input((2, 8, 6, CHANNELS), stored, grad, **theirs).numpy()
+    weight, options = tensorflow.depthwise_weight(stored), tensorflow.options(**theirs)
+    same(npdwconv.depthwise_conv2d_input_grad(grad, weight, (2, 8, 6, CHANNELS), **options), found)
+
+
 @pytest.mark.parametrize("rank", [1, 2])
 @each(
     {},
