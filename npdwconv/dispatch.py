@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdwconv.errors import BackendUnavailableError, OptionError
+from npdwconv.layouts import Array
 from npdwconv.options import one_of
 
 Kernel = Callable[..., None]
@@ -44,6 +45,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
 
 _VARIABLE = "NPDWCONV_BACKEND"
 _kernels: dict[Any, tuple[Kernel, ...]] = {}  # what was chosen for host arrays, by all that a choice depends on
+_existing: dict[Any, bool] = {}
 _context: ContextVar[str | None] = ContextVar("npdwconv_backend", default=None)
 
 
@@ -104,6 +106,15 @@ def explain_backend(x: Any = None, *, backend: str | None = None) -> BackendChoi
     if reason is None:
         return BackendChoice("numba", "numba is installed, and the array lies in CPU memory")
     return BackendChoice("reference", f"numba is not usable: {reason}")
+
+
+def exists(operation: str, x: Array) -> bool:
+    """Whether the backend that a call with the host array ``x`` would take has ``operation``."""
+    key = (operation, _context.get(), os.environ.get(_VARIABLE))
+    found = _existing.get(key)
+    if found is None:
+        found = _existing[key] = explain_backend(x).backend in TABLE[operation][1]
+    return found
 
 
 def kernel(operator: str, operation: str, backend: str | None, *operands: Any) -> Kernel:

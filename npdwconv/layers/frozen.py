@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from npdwconv.dispatch import TABLE, explain_backend, kernel
+from npdwconv.dispatch import exists, kernel
 from npdwconv.kernels.steps import Step
 from npdwconv.layouts import Array
+from npdwconv.plans import remember
 
 _DTYPES = ("float32", "float64")
 
@@ -20,16 +21,26 @@ class Whole:
         self.steps = steps or []
         self.weight = next((step.weight for step in self.steps if step.weight is not None), None)
         self._network: Any = None
+        self._fitting: dict[Any, bool] = {}
 
     def takes(self, x: Any) -> bool:
         """Whether ``x`` fits the first step, and the backend that a call would take runs networks whole."""
-        if self.weight is None or type(x) is not np.ndarray or x.dtype != self.weight.dtype or not x.size:
+        if type(x) is not np.ndarray:
+            return False
+        key = x.shape, x.dtype
+        fits = self._fitting.get(key)
+        if fits is None:
+            fits = self._fits(x)
+            remember(self._fitting, key, fits)
+        return fits and exists("network", x)
+
+    def _fits(self, x: Array) -> bool:
+        if self.weight is None or x.dtype != self.weight.dtype or not x.size:
             return False
         layouts = {step.layout for step in self.steps}
         if x.dtype.name not in _DTYPES or len(layouts) > 1 or x.ndim != 4:
             return False
-        channels = x.shape[1 if self.steps[0].layout == "channels_first" else -1]
-        return channels == self._inputs() and explain_backend(x).backend in TABLE["network"][1]
+        return bool(x.shape[1 if self.steps[0].layout == "channels_first" else -1] == self._inputs())
 
     def forward(self, x: Array) -> Array:
         """The last step's result."""

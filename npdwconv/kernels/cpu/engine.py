@@ -14,7 +14,7 @@ from npdwconv.kernels.cpu.spec import Fixed, Spec
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
 
-__all__ = ["OPTIONS", "Kernel", "Launch", "compiled", "inlined"]
+__all__ = ["OPTIONS", "Kernel", "Launch", "address", "compiled", "inlined"]
 
 SMALL = 100_000  # multiply-adds below which waking threads costs more than they save
 
@@ -55,12 +55,12 @@ class Launch:
             head = self._heads[threads] = sealed(
                 self.entry, self.items, threads, len(arrays) if _OFFSET else 0, _OFFSET
             )
-        holders = [0 if array is None else id(array) for array in arrays] if _OFFSET else map(_data, arrays)
+        holders = [0 if array is None else id(array) for array in arrays] if _OFFSET else map(address, arrays)
         run(head + self._addresses(*holders) + self.numbers, threads, self.work)
 
     def bound(self, *arrays: Array | None) -> bytes:
         """This launch over these arrays for `pool.run_all`, as long as they live."""
-        return sealed(self.entry, self.items, self._threads()) + self._addresses(*map(_data, arrays)) + self.numbers
+        return sealed(self.entry, self.items, self._threads()) + self._addresses(*map(address, arrays)) + self.numbers
 
     def _threads(self) -> int:
         return 1 if self.work < SMALL else min(self.items, get_num_threads())
@@ -78,7 +78,7 @@ def _data_offset() -> int:
 _OFFSET = _data_offset()
 
 
-def _data(array: Array | None) -> int:
+def address(array: Array | None) -> int:
     """The address of an array's first element; 0 of None."""
     if array is None:
         return 0

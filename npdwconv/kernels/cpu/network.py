@@ -6,18 +6,18 @@ Bias, activation and the addition of an earlier result happen in the launch that
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import prod
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_last, phases
 from npdwconv.kernels.cpu.arrays import aligned
-from npdwconv.kernels.cpu.engine import Launch
+from npdwconv.kernels.cpu.engine import Launch, address
 from npdwconv.kernels.cpu.patches import patches
-from npdwconv.kernels.cpu.pool import run_all
+from npdwconv.kernels.cpu.pool import HEADER, run_series
 from npdwconv.kernels.cpu.products import Matrices, Packing, Strides, packed_product, packing, packing_product
 from npdwconv.kernels.cpu.strips import Strips, strips
 from npdwconv.kernels.cpu.together import Bounds, First, Steps, together
@@ -41,17 +41,14 @@ class Network:
     def forward(self, x: Array, layout: str) -> Array:
         """The last step's result at ``x``, in the layout of ``x``."""
         image = x if layout == "channels_last" else np.moveaxis(x, 1, -1)
-        idle = self._idle.setdefault((image.shape, get_num_threads()), [])
+        threads = get_num_threads()
+        idle = self._idle.setdefault((image.shape, threads), [])
         prepared = idle.pop() if idle else _prepare(self, image.shape)
-        prepared.first[...] = image
-        run_all(prepared.launches, get_num_threads())
-        result = prepared.last.copy()
+        result = prepared.run(image, threads)
         idle.append(prepared)
-        return (
-            result
-            if layout == "channels_last" or result.ndim == 2
-            else np.ascontiguousarray(np.moveaxis(result, -1, 1))
-        )
+        if layout == "channels_last" or result.ndim == 2:
+            return result
+        return np.ascontiguousarray(np.moveaxis(result, -1, 1))
 
 
 def network(steps: Sequence[Step], dtype: np.dtype[Any]) -> Network:
@@ -59,13 +56,35 @@ def network(steps: Sequence[Step], dtype: np.dtype[Any]) -> Network:
     return Network(steps, dtype)
 
 
-class _Prepared(NamedTuple):
-    """The launches over one shape, bound to the arrays between them: for one call at a time."""
+class _Prepared:
+    """The launches over one shape, bound to the arrays between them: for one call at a time.
 
-    first: Array
-    last: Array
-    launches: list[bytes]
-    arrays: list[Array | None]  # kept, for the launches hold addresses
+    ``runs`` have ``first`` in place of a call's input and ``last`` in place of its result.
+    """
+
+    def __init__(self, runs: Sequence[Run], first: Array, last: Array, kept: list[Array | None]) -> None:
+        self._first, self._last, self._kept = first, last, [kept, runs]  # whose addresses the blocks hold
+        self._blocks = [np.frombuffer(bytearray(launch.bound(*operands)), np.int64) for launch, operands in runs]
+        self._addresses = np.array([*map(address, self._blocks)], np.int64).tobytes()
+        self._reading, self._writing = ([*_places(runs, self._blocks, end)] for end in (first, last))
+
+    def run(self, image: Array, threads: int) -> Array:
+        """The result at ``image``, which is read where it lies if that is one run of memory."""
+        if not (image.flags.c_contiguous and image.flags.aligned):
+            self._first[...] = image
+            image = self._first
+        result = np.empty_like(self._last)
+        for places, array in ((self._reading, image), (self._writing, result)):
+            for block, word in places:
+                block[word] = address(array)
+        run_series(self._addresses, threads)
+        return result
+
+
+def _places(runs: Sequence[Run], blocks: Sequence[Array], array: Array) -> Iterator[tuple[Array, int]]:
+    """Where the address of ``array`` stands in the blocks."""
+    for (_, operands), block in zip(runs, blocks, strict=True):
+        yield from ((block, len(HEADER) + place) for place, operand in enumerate(operands) if operand is array)
 
 
 class _Arrays:
@@ -132,10 +151,7 @@ def _prepare(network: Network, shape: Shape) -> _Prepared:
             launch, operands, by_channels = _pointwise(network, arrays, index, step, x, out, added)
             runs.append((launch, operands))
         arrays.pass_by(index)
-    kept = [*arrays.kept, *(array for _, operands in runs for array in operands)]
-    return _Prepared(
-        results[-1], results[len(network.steps) - 1], [launch.bound(*operands) for launch, operands in runs], kept
-    )
+    return _Prepared(runs, results[-1], results[len(network.steps) - 1], arrays.kept)
 
 
 def _shape(step: Step, x: Shape) -> Shape:

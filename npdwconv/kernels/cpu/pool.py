@@ -44,7 +44,8 @@ FAREWELL = 1.0  # seconds that the interpreter's end waits for a helper
 # bytes of the shared state: the ticket and what goes with it in one cache line, which a helper looks at, then DONE's
 TICKET, ENTRY, BLOCK, ITEMS, CHUNK, COUNT, DONE = 0, 8, 16, 24, 32, 40, 64
 HEADER = ("entry", "items", "chunk", "chunks", "count", "arrays", "offset")  # what precedes a kernel's own block
-HEADER_BYTES = 8 * len(HEADER)
+WORD = 8
+HEADER_BYTES = WORD * len(HEADER)
 AT_ENTRY, AT_ITEMS, AT_CHUNK, AT_CHUNKS, AT_COUNT = range(5)
 _SPEC = Spec(HEADER, ())
 _header = struct.Struct(f"{len(HEADER)}q").pack
@@ -349,18 +350,20 @@ def run(launch: bytes, count: int, work: int = WAKING) -> None:
 
 def run_all(launches: Sequence[bytes], count: int) -> None:
     """Run launches whose blocks hold addresses of data, one after another, with as little as possible between them."""
-    pool = _pool
+    run_series(struct.pack(f"{len(launches)}q", *map(_address, launches)), count)
+
+
+def run_series(addresses: bytes, count: int) -> None:
+    """`run_all` for launches that lie at these addresses, a word each."""
+    pool, number = _pool, len(addresses) // WORD
     if count > 1 and pool.free.acquire(blocking=False):
         try:
-            addresses = struct.pack(f"{len(launches)}q", *map(_address, launches))
-            whole = _header(0, len(launches), 0, 0, count, 0, 0) + addresses
             pool.gather(count, WAKING)
-            functions().lead_all(whole, pool.place)
+            functions().lead_all(_header(0, number, 0, 0, count, 0, 0) + addresses, pool.place)
         finally:
             pool.free.release()
     else:
-        for launch in launches:
-            functions().serial(launch, 0)
+        functions().lead_all(_header(0, number, 0, 0, 1, 0, 0) + addresses, 0)
 
 
 def sealed(entry: int, items: int, count: int, arrays: int = 0, offset: int = 0) -> bytes:
