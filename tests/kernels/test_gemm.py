@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from itertools import product
+from math import ceil
 
 import numpy as np
 import pytest
@@ -87,6 +88,7 @@ def threads():
     [
         pytest.param(1, 49, 2 * LANES, 2 * LANES, id="full-panels"),
         pytest.param(2, 49, 2 * LANES + 1, LANES - 1, id="partial-panels"),
+        pytest.param(2, 49, 2 * LANES + LANES // 2, LANES + 3, id="half-vectors"),
         pytest.param(1, 4 * LANES + 1, 5, 4 * LANES - 1, id="pixels-gt-panel"),
         pytest.param(3, 1, 5, 9, id="one-pixel"),
         pytest.param(1, 50, 1, 1, id="one-channel"),
@@ -115,7 +117,12 @@ def test_last_panels(layout, monkeypatch):
 
 @pytest.mark.parametrize(
     ("dtype", "layout"),
-    [("float64", "channels_first"), ("float16", "channels_last"), ("bfloat16", "channels_first")],
+    [
+        ("float64", "channels_first"),
+        ("float64", "channels_last"),
+        ("float16", "channels_last"),
+        ("bfloat16", "channels_first"),
+    ],
 )
 def test_dtypes(dtype, layout):
     if dtype == "bfloat16":
@@ -130,7 +137,8 @@ def test_tile_edges(tile, monkeypatch):
     monkeypatch.setattr(cuts, "TILES", {machine().registers: (tile,)})
     rng = np.random.default_rng(tile)
     full = tile.vectors * LANES
-    for columns, rows in product((full, full + LANES - 1), sorted({r + d for r in tile[:2] for d in (-1, 0, 1)})):
+    widths = full, full + LANES - 1, full - LANES // 2, full - LANES + 3
+    for columns, rows in product(widths, sorted({r + d for r in tile[:2] for d in (-1, 0, 1)})):
         x, w, bias = integers(rng, (rows, 3)), integers(rng, (columns, 3)), integers(rng, columns)
         types = ("float32",) * 4
         m = Matrices(1, rows, columns, 3, Strides(3), Strides(3), Strides(columns), *types, threads=2)
@@ -216,12 +224,13 @@ def test_panels_cover_every_vector(width):
 def test_cuts_share_the_work():
     """No more blocks than threads, or than there is to share; a tile that fits the columns."""
     for images, height, vectors, depth, threads, split in product(
-        (1, 3), (1, 49, 3136), (1, 2, 5, 64), (1, 512), (1, 2, 6), ("rows", "columns", "")
+        (1, 3), (1, 49, 3136), (1, 2, 2.5, 5, 62.5, 64), (1, 512), (1, 2, 6), ("rows", "columns", "")
     ):
         cut = best_cut(images, height, vectors, depth, machine().registers, threads, split)
         assert cut.row_blocks * cut.column_blocks <= threads
-        assert cut.tile.vectors <= vectors
-        assert cut.wide * cut.tile.vectors + (cut.panels - cut.wide) * cut.last == vectors
+        assert cut.tile.vectors <= ceil(vectors)
+        assert cut.wide * cut.tile.vectors + (cut.panels - cut.wide) * cut.last == ceil(vectors)
+        assert cut.half in (0, cut.last or cut.tile.vectors)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -84,6 +84,7 @@ class Kernel:
         return code
 
     def _compile(self, spec: Spec) -> Any:
+        llvm.initialize_native_asmparser()  # for what is written in assembly language
         signature = (TaskType(spec), types.int64)
         self.dispatcher.compile(signature)
         return self.dispatcher.overloads[signature]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
+from math import ceil
 from typing import NamedTuple
 
 
@@ -27,7 +28,10 @@ READING = 0.25  # cycles for an element that a thread reads from beyond its cach
 
 
 class Cut(NamedTuple):
-    """A tile; ``wide`` panels of its width before panels of ``last`` vectors; blocks of rows and of panels."""
+    """A tile; ``wide`` panels of its width before panels of ``last`` vectors; blocks of rows and of panels.
+
+    ``half`` is the width of the one panel whose last vector is a half one, 0 where every vector is whole.
+    """
 
     tile: Tile
     wide: int
@@ -36,6 +40,7 @@ class Cut(NamedTuple):
     row_blocks: int
     column_blocks: int
     cost: float  # cycles of the busiest thread for one step of the depth
+    half: int
 
 
 def panels(vectors: int, width: int) -> tuple[int, int, int]:
@@ -50,10 +55,13 @@ def panels(vectors: int, width: int) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=4096)
 def best_cut(
-    images: int, height: int, vectors: int, depth: int, registers: int, threads: int, split_images: str
+    images: int, height: int, vectors: float, depth: int, registers: int, threads: int, split_images: str
 ) -> Cut:
-    """The cheapest cut; ``split_images`` says whether blocks of "rows" or of "columns" share the images out."""
-    tiles = (tile for tile in TILES[registers] if tile.vectors <= vectors)
+    """The cheapest cut; ``split_images`` says whether blocks of "rows" or of "columns" share the images out.
+
+    There may be half a vector at the end of ``vectors``.
+    """
+    tiles = (tile for tile in TILES[registers] if tile.vectors <= ceil(vectors))
     cuts = (
         _cut(tile, images, height, vectors, depth, row_blocks, threads // row_blocks, split_images)
         for tile in tiles
@@ -67,9 +75,10 @@ def _divisors(number: int) -> Iterator[int]:
 
 
 def _cut(
-    tile: Tile, images: int, height: int, vectors: int, depth: int, row_blocks: int, column_blocks: int, split: str
+    tile: Tile, images: int, height: int, vectors: float, depth: int, row_blocks: int, column_blocks: int, split: str
 ) -> Cut:
-    wide, last, others = panels(vectors, tile.vectors)
+    wide, last, others = panels(ceil(vectors), tile.vectors)
+    half = (last if others else tile.vectors) if vectors % 1 and (others or wide) == 1 else 0
     tiles, count = max(-(-height // tile.rows), 1), wide + others
     row_images, column_images = (images if split == axis else 1 for axis in ("rows", "columns"))
     row_blocks = max(min(row_blocks, tiles * row_images), 1)
@@ -79,9 +88,10 @@ def _cut(
     if column_images > 1:
         most = wide * column_images / column_blocks, others * column_images / column_blocks
     lines = most[0] * tile.vectors + most[1] * last
-    sums = most[0] * _column(tile, tile.vectors, height, depth) + most[1] * _column(tile, last, height, depth)
+    widths = [width - 0.5 * (width == half) for width in (tile.vectors, last)]
+    sums = sum(number * _column(tile, width, height, depth) for number, width in zip(most, widths, strict=True))
     traffic = (share * height + 16 * lines) * READING
-    return Cut(tile, wide, last, count, row_blocks, column_blocks, share * sums + traffic)
+    return Cut(tile, wide, last, count, row_blocks, column_blocks, share * sums + traffic, half)
 
 
 def _most(wide: int, others: int, width: int, last: int, blocks: int) -> tuple[float, float]:
@@ -92,16 +102,16 @@ def _most(wide: int, others: int, width: int, last: int, blocks: int) -> tuple[f
     return max(((a, max(b, 0)) for a, b in shares), key=lambda share: share[0] * width + share[1] * last)
 
 
-def _column(tile: Tile, vectors: int, rows: int, depth: int) -> float:
+def _column(tile: Tile, vectors: float, rows: int, depth: int) -> float:
     """Cycles for one step of the depth of all rows of a panel."""
-    if not vectors:
+    if vectors <= 0:
         return 0.0
     whole = rows // tile.rows if tile.rows != tile.rest else 0
     rest = -(-(rows - whole * tile.rows) // tile.rest)
     return whole * _step(tile.rows, vectors, depth) + rest * _step(tile.rest, vectors, depth)
 
 
-def _step(rows: int, vectors: int, depth: int) -> float:
+def _step(rows: int, vectors: float, depth: int) -> float:
     """Cycles for one step of a tile's depth: two products or two loads a cycle, four until a sum is ready again."""
     sums = rows * vectors
     slow = 1.04 if vectors > 3 else 1.0

@@ -52,7 +52,7 @@ def _phi(builder: Any, value: Value, block: Any) -> Value:
 
 
 def _opaque(builder: Any, value: Value) -> Value:
-    """``value``, of which LLVM knows nothing, so that it computes no address in some other way than the one written."""
+    """``value``, of which LLVM knows nothing, so that it computes nothing in some other way than the one written."""
     kind = ir.FunctionType(value.type, [value.type])
     return builder.asm(kind, "", "=r,0", [value], False)
 
@@ -66,6 +66,23 @@ def _pinned(builder: Any, values: list[Value]) -> list[Value]:
     names = ",".join([register] * len(kinds) + [str(i) for i in range(len(kinds))])
     held = builder.asm(ir.FunctionType(result, kinds), "", names, values, True)
     return [held] if one else [builder.extract_value(held, i) for i in range(len(kinds))]
+
+
+def _halved(builder: Any, v: Vectors, element: Value, line: list[Value], sums: list[Value]) -> list[Value]:
+    """`_pinned` sums plus ``element`` times a line, of whose vectors the last is a half one.
+
+    Written out for AVX-512, where a register's lower half is a register: LLVM would spread the element once more. It
+    names the halves (modifier t) of the first 16 registers only, hence x.
+    """
+    count = len(sums)
+    multiply = "vfmadd231ps" if v.bytes == 4 else "vfmadd231pd"
+    widths = ["g"] * (count - 1) + ["t"]
+    text = "\n".join(f"{multiply} ${{{count}:{width}}}, ${count + 1 + j}, ${j}" for j, width in enumerate(widths))
+    names = ",".join(["=&v"] * count + ["x"] + ["v"] * count + [str(j) for j in range(count)])
+    operands = [element, *line, *sums]
+    result = ir.LiteralStructType([value.type for value in sums]) if count > 1 else sums[0].type
+    held = builder.asm(ir.FunctionType(result, [x.type for x in operands]), text, names, operands, True)
+    return [builder.extract_value(held, j) for j in range(count)] if count > 1 else [held]
 
 
 def prefetch(builder: Any, address: Value, *, write: bool = False) -> None:
@@ -113,12 +130,14 @@ def square(v: Vectors, rows: Sequence[Value]) -> list[Value]:
 
 
 class _Tile:
-    """Emits one register tile of a kernel: ``rows`` × ``vectors`` sums."""
+    """Emits one register tile of a kernel: ``rows`` × ``vectors`` sums, the last of a row a half one if that does."""
 
     def __init__(self, builder: Any, task: Value, spec: Spec, rows: int, vectors: int) -> None:
         self.builder, self.task, self.spec = builder, task, spec
         self.rows, self.vectors = rows, vectors
-        self.v = Vectors(builder, STORED[str(spec.tile_type)][2])
+        self.v = v = Vectors(builder, STORED[str(spec.tile_type)][2])
+        self.halved = vectors == spec.half
+        self.kinds = [v] * (vectors - 1) + [Vectors(builder, v.dtype, v.lanes // 2) if self.halved else v]
 
     def number(self, name: str) -> Value:
         if self.spec.knows(name):
@@ -137,14 +156,13 @@ class _Tile:
         """The sums at the bias, which belongs to columns or to rows."""
         v, spec = self.v, self.spec
         if spec.bias_of == "columns":
-            places = range(self.vectors)
-            size = int(spec.bias_size) * v.lanes
-            line = [v.load(v.at(bias, j * size), str(spec.bias_type), self.last(mask, j)) for j in places]
-            return line * self.rows
+            size, stored = int(spec.bias_size) * v.lanes, str(spec.bias_type)
+            kinds = enumerate(self.kinds)
+            return [kind.load(v.at(bias, j * size), stored, self.last(mask, j)) for j, kind in kinds] * self.rows
         if spec.bias_of == "rows":
             rows = self.places(bias, int64(int(spec.bias_size)), count)
-            return [v.splat(v.load_scalar(row, str(spec.bias_type))) for row in rows for _ in range(self.vectors)]
-        return [v.zero()] * (self.rows * self.vectors)
+            return [kind.splat(v.load_scalar(row, str(spec.bias_type))) for row in rows for kind in self.kinds]
+        return [kind.zero() for kind in self.kinds] * self.rows
 
     def last(self, mask: Value | None, vector: int) -> Value | None:
         """The mask of one of the tile's vectors: only the last can be partial."""
@@ -168,16 +186,18 @@ class _Tile:
 
         def one(bases: list[Value], panel: Value, sums: list[Value]) -> list[Value]:
             line = [
-                v.load(v.at(panel, j * v.lanes * width), stored, self.last(mask, j) if spec.direct else None)
-                for j in range(self.vectors)
+                kind.load(v.at(panel, j * v.lanes * width), stored, self.last(mask, j) if spec.direct else None)
+                for j, kind in enumerate(self.kinds)
             ]
             results = []
             for number in range(self.rows):  # an element is used up before the next is loaded: registers suffice
                 place = b.add(bases[number // bank], offsets[number % bank])
                 element = v.splat(v.load_scalar(place, str(spec.tile_type)))
                 each = sums[number * self.vectors : (number + 1) * self.vectors]
-                row_sums = [v.fma(element, y, z) for y, z in zip(line, each, strict=True)]
-                results += _pinned(b, row_sums)
+                if self.halved:
+                    results += _halved(b, v, element, line, each)
+                else:
+                    results += _pinned(b, [v.fma(element, y, z) for y, z in zip(line, each, strict=True)])
             return results
 
         def steps(count: int) -> Callable[..., list[Value]]:
@@ -197,11 +217,9 @@ class _Tile:
 
     def finish(self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value) -> None:
         """The epilogue, and the results written: the tile's rows are rows of ``out``, or columns where it is turned."""
-        spec, v = self.spec, self.v
-        if not spec.chain:
-            sums = [activate.activate(v, str(spec.activation), z) for z in sums]
-        else:
-            sums = [activate.derivative(v, str(spec.activation), z) for z in sums]
+        spec, finish = self.spec, activate.derivative if self.spec.chain else activate.activate
+        kinds = self.kinds * self.rows
+        sums = [finish(kind, str(spec.activation), z) for kind, z in zip(kinds, sums, strict=True)]
         if spec.turned:
             self._write_turned(sums, out, other, left, count, add)
         else:
@@ -213,25 +231,25 @@ class _Tile:
         for row in range(self.rows):
             with self._exists(int64(row), count):
                 start = self.builder.mul(step, int64(row))
-                for j in range(self.vectors):
+                for j, kind in enumerate(self.kinds):
                     place = self.builder.add(start, int64(j * v.lanes))
-                    self._put(v, sums[row * self.vectors + j], place, out, other, self.last(mask, j), add)
+                    self._put(kind, sums[row * self.vectors + j], place, out, other, self.last(mask, j), add)
 
     def _write_turned(
         self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value
     ) -> None:
-        b, v = self.builder, self.v
+        b = self.builder
         height = 1 << (self.rows - 1).bit_length()
-        lanes = min(height, v.lanes)
-        short = Vectors(b, v.dtype, lanes)
         step = self.number("out_row")
         rows = int64(self.rows) if count is None else count
-        for j in range(self.vectors):
+        for j, v in enumerate(self.kinds):
+            lanes = min(height, v.lanes)
+            short = Vectors(b, v.dtype, lanes)
             column = [*sums[j :: self.vectors], *[v.zero()] * (height - self.rows)]
             flat = square(v, column) if height == v.lanes else transposed(v, column)
             for lane in range(v.lanes):
-                index = j * v.lanes + lane
-                partial = self.spec.tail and j == self.vectors - 1
+                index = j * self.v.lanes + lane
+                partial = self.partial and j == self.vectors - 1
                 with self._exists(int64(index), left if partial else None):
                     for part in range(0, height, lanes):
                         number, place = divmod(lane * height + part, v.lanes)
@@ -284,9 +302,14 @@ class _Tile:
 
     def tail(self, left: Value) -> Value | None:
         """The mask of the last vector; None where every vector is full."""
-        if not self.spec.tail:
+        if not self.partial:
             return None
-        return self.v.between(int64(0), self.builder.sub(left, int64((self.vectors - 1) * self.v.lanes)))
+        return self.kinds[-1].between(int64(0), self.builder.sub(left, int64((self.vectors - 1) * self.v.lanes)))
+
+    @property
+    def partial(self) -> bool:
+        """Whether the last vector may have fewer columns than lanes."""
+        return bool(self.spec.tail if not self.spec.half else self.halved and self.spec.half_tail)
 
     def _exists(self, index: Value, count: Value | None) -> Any:
         """Emit what follows only for an index below ``count``."""

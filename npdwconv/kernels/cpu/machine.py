@@ -35,6 +35,13 @@ MACHINES = (
     Machine("SSE", "", 16, 16),
 )
 
+
+@cache
+def halves() -> bool:
+    """Whether vectors of half the width are compiled as such and cost half as much, as they may with AVX-512."""
+    return machine().feature == "avx512f" and "avx512f" in _features()
+
+
 # Processors whose features Numba is not told when NUMBA_CPU_NAME names one
 _NAMED = {"haswell": "AVX2", "skylake": "AVX2", "znver3": "AVX2", "skylake-avx512": "AVX-512", "znver4": "AVX-512"}
 

@@ -16,6 +16,7 @@ from npdwconv.kernels.cpu.products import (
     Packing,
     Scratched,
     Strides,
+    in_place,
     packed_product,
     packing,
     packing_once,
@@ -199,7 +200,7 @@ def cheaper(along: Matrices, across: Matrices) -> Matrices:
 def _cost(m: Matrices, *, packs: bool) -> float:
     """Cycles of a product in channels_first: its sums, and packing the pixels or turning the results."""
     vectors = m.images * -(-m.columns // m.lanes) / m.threads
-    extra = vectors * 3 * m.depth if packs else vectors * m.height * 6
+    extra = vectors * (3 * m.depth * (not in_place(m)) if packs else 6 * m.height)
     return m.cut("columns" if packs else "rows").cost * m.depth + extra
 
 

@@ -9,7 +9,7 @@ from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.cuts import Cut, best_cut
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.gemm import first_vector, rows_by_panel
-from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.machine import halves, machine
 from npdwconv.kernels.cpu.panels import pack_panels, rows_of_a
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
@@ -180,7 +180,8 @@ class Matrices(NamedTuple):
 
     def cut(self, split: str) -> Cut:
         """The cheapest cut; see `best_cut`."""
-        vectors = -(-self.columns // self.lanes)
+        left = self.columns % self.lanes
+        vectors = -(-self.columns // self.lanes) - (0.5 if halves() and 0 < left <= self.lanes // 2 else 0)
         return best_cut(self.images, self.height, vectors, self.depth, machine().registers, self.threads, split)
 
     def packing(self, cut: Cut) -> dict[str, Fixed]:
@@ -216,6 +217,8 @@ class Matrices(NamedTuple):
             "vectors": cut.tile.vectors,
             "last": cut.last,
             "tail": self.columns % self.lanes != 0,
+            "half": cut.half,
+            "half_tail": self.columns % (self.lanes // 2) != 0,
             "turned": self.turned,
             "bias_of": bias if self.bias_type else "",
             "bias_of_rows": bias == "rows",
@@ -323,9 +326,13 @@ def packing_once(m: Matrices) -> Scratched | None:
 
 def packing_product(m: Matrices) -> Scratched:
     """The product with a ``b`` that only one image uses: its panels are packed, or read where they lie."""
-    cut = m.cut("columns")
-    direct = m.height <= FEW or _stays(m, cut)
+    cut, direct = m.cut("columns"), in_place(m)
     return _scratched(m, cut, multiply_packing, m.depth, "rows", L2_BYTES // 2, direct=direct, ahead=direct)
+
+
+def in_place(m: Matrices) -> bool:
+    """Whether `packing_product` reads ``b`` where it lies."""
+    return m.height <= FEW or _stays(m, m.cut("columns"))
 
 
 def _stays(m: Matrices, cut: Cut) -> bool:
