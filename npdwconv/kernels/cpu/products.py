@@ -297,6 +297,7 @@ FEW = 50  # rows up to which a panel is not used often enough to be worth packin
 SPREAD = 8  # sets of a cache over which lines must be spread to be read more than once
 TOGETHER = 512 * 1024  # bytes of panels packed together where a step of the depth of many is one run of memory
 WAYS = 8  # lines that a set of the first cache holds
+TWICE = 64 * 1024  # elements of b that every block of rows had better pack for itself
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
@@ -319,7 +320,8 @@ def packing_once(m: Matrices) -> Scratched | None:
     """`packed_product` that packs ``b`` on its way or reads it in place; None where several blocks would pack it."""
     cut = m.cut("rows")
     direct = m.b.line == 1 and (_stays(m, cut) or (m.height <= FEW and _sets(m.b.step, m.b_type) >= SPREAD))
-    if m.images > 1 or (cut.row_blocks > 1 and not direct):
+    few = m.columns * m.depth <= TWICE
+    if m.images > 1 or (cut.row_blocks > 1 and not (direct or few)):
         return None
     return _scratched(m, cut, multiply_packing, m.depth, "columns", L2_BYTES // 2, direct=direct)
 
