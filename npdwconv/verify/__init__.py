@@ -2,6 +2,7 @@
 
 from npdwconv.cases import Case
 from npdwconv.verify.check import assert_conv, check, error_bound
+from npdwconv.verify.gradcheck import GradReport, gradcheck
 from npdwconv.verify.report import Diagnosis, Report
 
-__all__ = ["Case", "Diagnosis", "Report", "assert_conv", "check", "error_bound"]
+__all__ = ["Case", "Diagnosis", "GradReport", "Report", "assert_conv", "check", "error_bound", "gradcheck"]
