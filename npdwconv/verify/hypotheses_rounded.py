@@ -11,7 +11,8 @@ from npdwconv.verify.bounds import PRECISIONS, Enclosure, Precision
 from npdwconv.verify.hypotheses_cases import rounded
 from npdwconv.verify.hypotheses_evidence import Evidence, Finding
 
-_MOST = 0.75
+_NOISE = 0.2  # more is not: roundings do not all go the same way
+_MOST = 0.75  # of results that a finer format would have had anyway
 _FEW = 4  # values: fewer may have few digits by chance
 _OUTLIER = 12.0  # of errors by their root mean square: roundings have none, a defect is one
 _ROUNDS = 2e-4  # root mean square of errors by the wide bound: less is not that arithmetic's
@@ -50,7 +51,7 @@ def _scattered(e: Evidence, wide: Array) -> bool:
     if moved.size < 2 * _FEW or not np.isfinite(error).all():
         return False
     size = float(np.sqrt(np.mean(moved**2)))
-    return size > _ROUNDS and float(moved.max()) < _OUTLIER * size < _OUTLIER**2 * float(np.median(moved))
+    return _ROUNDS < size < _NOISE and float(moved.max()) < _OUTLIER * size < _OUTLIER**2 * float(np.median(moved))
 
 
 def rounding_hidden(e: Evidence, name: str) -> Iterator[Enclosure]:

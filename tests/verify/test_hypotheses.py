@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import planted
 import pytest
-from planted_defects import DEFECTS, FIXED, Added, Defect, blend
+from planted_defects import DEFECTS, Defect, blend
 from planted_layers import Layer, compute, random_layers, real_layers
 
 import npdwconv
@@ -19,7 +19,8 @@ from npdwconv.verify import hypotheses
 from npdwconv.verify.hypotheses import HYPOTHESES
 
 RANDOM = random_layers()
-BLENDED = [defect for defect in DEFECTS if not isinstance(defect, Added)]
+# only zeros hide a factor, and what was not written: another test
+BLENDED = [defect for defect in DEFECTS if defect.name not in ("scale", "unwritten", "local_defect")]
 by_defect = pytest.mark.parametrize("defect", DEFECTS, ids=lambda each: re.sub(r"\W+", "_", f"{each.name} {each.what}"))
 # data between blind and random on which another mistake gives the same to within the bound
 EQUAL = {("bfloat16_accumulation", "pointwise", 4.0)}
@@ -84,7 +85,7 @@ def test_data_that_hides_it_is_called_blind_to_it(defect: Defect) -> None:
         if report.ok:
             hidden += 1
             assert defect.name in report.blind_to, layer.name
-    assert hidden or (defect.name, defect.what) in FIXED
+    assert hidden
 
 
 @pytest.mark.parametrize("layer", RANDOM, ids=lambda layer: layer.name)
@@ -238,12 +239,6 @@ def test_other_precisions(dtype: str) -> None:
     x, weight = normal(1, 8, 12, 12).astype(dtype), normal(8, 1, 3, 3).astype(dtype)
     wrong = npdwconv.depthwise_conv2d(x, weight[:, :, ::-1, ::-1], padding=1)
     assert named("depthwise_conv2d", wrong, x, weight, padding=1)[0] == "kernel_flipped"
-
-
-def test_operands_without_elements_have_no_diagnosis() -> None:
-    x, weight = np.zeros((0, 3, 4, 4), np.float32), normal(3, 1, 3, 3)
-    report = verify.check("depthwise_conv2d", np.zeros((0, 3, 2, 2), np.float32), x, weight)
-    assert (report.diagnoses, report.blind_to) == ((), ())
 
 
 # the tests would see a hypothesis that is broken
