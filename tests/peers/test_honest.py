@@ -13,6 +13,7 @@ FEW = {"JAX": 8, "npdwconv, numba": 4}  # each case compiles
 
 
 @pytest.mark.peers
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # OpenVINO forks, and JAX has threads
 @pytest.mark.parametrize("name", honest.WHO)
 def test_no_false_alarms_and_no_loose_bounds(name):
     package = NEEDS.get(name.split(",")[0], "numpy")
