@@ -219,7 +219,7 @@ def _bench(args: argparse.Namespace) -> int:
     if args.backend is not None:
         require_usable(args.backend)
     if args.plot is not None:
-        plot.check(args.plot)
+        error_map.check(args.plot)
     if args.markdown is not None:
         report.check(args.markdown)
     chosen = run.choose(args.family, args.match, args.quick)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from bench_tiny import DEPTHWISE, SMALL
 
 from npdwconv import cli
-from npdwconv.bench import measure, plot, report, run
+from npdwconv.bench import measure, report, run
 from npdwconv.bench.ceilings import Ceilings
 from npdwconv.bench.scores import Timings
 from npdwconv.errors import OptionError
@@ -70,7 +71,7 @@ def test_bench_as_a_page(few, capsys, tmp_path):
     page, picture = tmp_path / "page.md", tmp_path / "ratios.png"
     page.write_text(f"# Ours\n\n{report.BEGIN}\nold\n{report.END}\n\nkept\n")
     argv = ("--family", "forward-last", "--peer", "numpy", "--no-compile-times", "--markdown", str(page))
-    code, out, _ = bench(capsys, *argv, *(("--plot", str(picture)) if plot.find_spec("matplotlib") else ()))
+    code, out, _ = bench(capsys, *argv, *(("--plot", str(picture)) if find_spec("matplotlib") else ()))
     assert code == 0
     assert "not quiet" not in out
     for words in ("depthwise forward, channels_last", "n2-c3-7x6-k3-s2", "none", "Machine: ", "1 threads each"):
@@ -81,7 +82,7 @@ def test_bench_as_a_page(few, capsys, tmp_path):
     assert text.endswith(f"{report.END}\n\nkept\n")
     assert "| n2-c3-7x6-k3-s2 |" in text
     assert "old" not in text
-    assert not plot.find_spec("matplotlib") or picture.read_bytes().startswith(b"\x89PNG")
+    assert not find_spec("matplotlib") or picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_wrong_result_of_ours_exits_with_1(few, capsys, monkeypatch):

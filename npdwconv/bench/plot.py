@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,16 +14,6 @@ from npdwconv.errors import OptionError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-def check(path: str) -> None:
-    """Raise OptionError where a picture could not be written to ``path`` after all the measuring."""
-    if Path(path).suffix.lower() != ".png":
-        raise OptionError(f"--plot {path}: needed the name of a PNG file")
-    if not Path(path).resolve().parent.is_dir():
-        raise OptionError(f"--plot {path}: needed a name in a folder that exists")
-    if find_spec("matplotlib") is None:
-        raise OptionError("--plot needs matplotlib, which is not installed: pip install 'npdwconv[peers]'")
 
 
 def draw(report: Report, path: str) -> None:

@@ -76,7 +76,7 @@ CASES = [(name, rank) for name, row in CONVENTIONS.items() for rank in row.ranks
 def test_taps(name: str, rank: int, kind: str) -> None:
     places, row = {"depthwise": DEPTHWISE, "transposed": TRANSPOSED}[kind], convention(name)
     if name not in places:
-        pytest.skip("the framework has no such operator")
+        pytest.skip(reason="the framework has no such operator")
     multiplier = 1 if (name, kind) == ("tensorflow", "transposed") else MULTIPLIER
     weight = counted(CHANNELS * multiplier, 1, *KERNEL[:rank])
     stored = stored_by(places[name], weight, CHANNELS, multiplier)

@@ -243,7 +243,7 @@ def test_jax_pointwise(rank: int) -> None:
 def test_flax(rank: int, theirs: Options) -> None:
     linen = pytest.importorskip("flax.linen", reason="the peer")
     if theirs.get("padding") == "CAUSAL" and rank > 1:
-        pytest.skip("Flax has it in one dimension")
+        pytest.skip(reason="Flax has it in one dimension")
     if isinstance(theirs.get("padding"), list):
         theirs = theirs | {"padding": theirs["padding"][:rank]}
     x, stored, kernel = image(rank, "channels_last"), weight_like(conventions.JAX, rank), KERNEL[-rank:]
@@ -311,7 +311,7 @@ def test_keras(rank: int, theirs: Options) -> None:
 def test_keras_groups(rank: int, theirs: Options) -> None:
     layers = pytest.importorskip("keras", reason="the peer").layers
     if theirs.get("padding") == "causal" and rank > 1:
-        pytest.skip("Keras has it in one dimension")
+        pytest.skip(reason="Keras has it in one dimension")
     x, stored = image(rank, "channels_last"), weight_like(jax.kernel(f"{SPATIAL[rank]}IO"), rank)
     module = getattr(layers, f"Conv{rank}D")
     layer = module(CHANNELS * MULTIPLIER, KERNEL[-rank:], groups=CHANNELS, use_bias=False, **theirs)
