@@ -7,12 +7,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from npdwconv.device import DeviceArray, adopted, on_device
 from npdwconv.errors import DTypeError, OptionError, ShapeError
 from npdwconv.layouts import LETTERS, Array, axes_text
+from npdwconv.memory import empty
 from npdwconv.precision import ACCUMULATORS, is_supported
 
 _LARGEST = sys.maxsize
@@ -48,6 +50,7 @@ class Call:
     def operand(self, name: str, value: Any) -> Array:
         """An operand as a NumPy array, without a copy; of a supported dtype, the same as its fellows'."""
         array = as_array(name, value)
+        self._check_together(name, array)
         if not is_supported(array.dtype):
             raise DTypeError(
                 f"{name} has dtype {array.dtype}; needed one of {', '.join(ACCUMULATORS)} in native byte order"
@@ -60,6 +63,16 @@ class Call:
                 )
         self.operands[name] = array
         return array
+
+    def _check_together(self, name: str, array: Array) -> None:
+        """All operands of a call lie in the host's memory, or all on a device."""
+        for other, fellow in self.operands.items():
+            if (type(array) is DeviceArray) != (type(fellow) is DeviceArray):
+                places = [
+                    f"{label} lies {'on a CUDA device' if type(value) is DeviceArray else 'in CPU memory'}"
+                    for label, value in ((name, array), (other, fellow))
+                ]
+                raise DTypeError(f"{places[0]}, {places[1]}; needed all operands in one place, copy one")
 
     def optional(self, name: str, value: Any) -> Array | None:
         return None if value is None else self.operand(name, value)
@@ -101,8 +114,11 @@ class Call:
         """``out`` where one was passed and fits, otherwise a new array of the operands' dtype."""
         dtype = self.dtype
         check_allocatable(shape, dtype.itemsize)
+        fellow = next(iter(self.operands.values()))
         if out is None:
-            return np.empty(shape, dtype=dtype)
+            return empty(fellow, shape, dtype)
+        if type(fellow) is DeviceArray:
+            return cast(Array, self._device_result(out, shape))
         if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
             raise DTypeError(f"out is a {type(out).__name__}; needed a NumPy array {shape} of {dtype}")
         if out.dtype != dtype:
@@ -111,10 +127,28 @@ class Call:
         self._check_writable(out)
         return out
 
+    def _device_result(self, out: Any, shape: tuple[int, ...]) -> DeviceArray:
+        """``out`` as a device array, where it fits."""
+        if not on_device(out):
+            raise DTypeError(f"out is a {type(out).__name__}; needed an array on the device, as the operands are")
+        target = adopted("out", out)
+        if target.dtype != self.dtype:
+            raise DTypeError(f"out has dtype {target.dtype}; needed {self.dtype}, that of the operands")
+        if target.shape != shape:
+            raise ShapeError(f"out has shape {target.shape}; needed {shape}, the shape of the result")
+        if not target.writable:
+            raise OptionError("out is read-only; needed an array that can be written to")
+        if _strides_meet(target):
+            raise OptionError(f"out has elements that share memory (strides {target.strides}); needed distinct ones")
+        for name, array in self.operands.items():
+            if cast(DeviceArray, array).size and target.size and _ranges_meet(target, cast(DeviceArray, array)):
+                raise OptionError(f"out shares memory with {name}; needed memory of its own, pass out=None or a copy")
+        return target
+
     def _check_writable(self, out: Array) -> None:
         if not out.flags.writeable:
             raise OptionError("out is read-only; needed an array that can be written to")
-        if _overlaps_itself(out):
+        if _strides_meet(out):
             raise OptionError(f"out has elements that share memory (strides {out.strides}); needed distinct ones")
         for name, array in self.operands.items():
             if _overlap(out, array):
@@ -140,6 +174,8 @@ def as_array(name: str, value: Any) -> Array:
         raise DTypeError(f"{name} is a masked array, whose mask would be ignored; fill it first: {name}.filled(value)")
     if isinstance(value, np.ndarray):
         return np.asarray(value)
+    if on_device(value):
+        return cast(Array, adopted(name, value))
     if not hasattr(value, "__dlpack__"):
         raise DTypeError(
             f"{name} is a {type(value).__name__}; needed a NumPy array or one that speaks DLPack, "
@@ -216,7 +252,12 @@ def _overlap(one: Array, other: Array) -> bool:
         return np.may_share_memory(one, other)
 
 
-def _overlaps_itself(array: Array) -> bool:
+def _ranges_meet(one: DeviceArray, other: DeviceArray) -> bool:
+    (first, last), (begin, end) = one.bounds(), other.bounds()
+    return first < end and begin < last
+
+
+def _strides_meet(array: Array | DeviceArray) -> bool:
     """Whether two elements may share memory: some stride does not clear what the smaller ones cover."""
     covered = array.itemsize
     for stride, extent in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1):

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from npdwconv.arguments import Call
 from npdwconv.dispatch import kernel
-from npdwconv.layouts import Array, channels_second
+from npdwconv.layouts import Array
+from npdwconv.memory import add, dense, joined, zeros
 from npdwconv.options import needed_names
 from npdwconv.plans import ConvOptions, DepthwisePlan, Needs, backward, backward_kernels, depthwise_plan, forward
 from npdwconv.precision import accumulator
@@ -33,19 +32,18 @@ def causal_plan(
     """The call, its plan over what came before and ``x``, the checked state, and that joined history (N, C, S−1+W)."""
     alone = depthwise_plan(name, 1, x, weight, bias, ConvOptions(1, "causal", 1, "zeros", layout, activation))
     call, taps = alone.call, alone.weight.shape[1]
-    xs = channels_second(alone.x, call.layout)
+    xs = _over_time(alone.x, call.layout)
     with call.explained():
         before = call.optional("state", state)
         shape = (*xs.shape[:2], taps - 1)
         if before is not None:
             call.require("state", before, shape, "(N, C, S − 1) in both layouts")
-    head = np.zeros(shape, dtype=xs.dtype) if before is None else before
-    history = np.concatenate([head, xs], axis=2)
+    history = joined(zeros(xs, shape) if before is None else before, xs)
     if before is None:
         return call, alone, None, history
     geometry = replace(alone.geometry, axes=(replace(alone.geometry.axes[0], size=history.shape[2], low=0),))
-    joined = _dense(history, call.layout, history.dtype)
-    return call, alone._replace(x=joined, geometry=geometry), before, history
+    whole = dense(_over_time(history, call.layout))
+    return call, alone._replace(x=whole, geometry=geometry), before, history
 
 
 def causal_depthwise_conv1d(
@@ -91,7 +89,7 @@ def causal_depthwise_conv1d(
     run = kernel(name, "depthwise_fwd", backend, x, weight, bias, state)
     _, plan, _, history = causal_plan(name, x, weight, bias, state, layout, activation)
     kept = history.shape[2] - (plan.weight.shape[1] - 1)
-    return forward(run, plan, None), np.ascontiguousarray(history[:, :, kept:])
+    return forward(run, plan, None), dense(history[:, :, kept:])
 
 
 def causal_depthwise_conv1d_backward(
@@ -142,25 +140,22 @@ def causal_depthwise_conv1d_backward(
     grads = backward(run, plan._replace(x=plan.x.astype(accumulator(plan.x.dtype), copy=False)), grad_out, inner)
     if grads.x is None:
         return CausalGrads(None, grads.weight, grads.bias, None)
-    joined = channels_second(grads.x, call.layout)
-    total = _with_carried(joined, carried, history.shape[2], taps - 1)
-    grad_x = _dense(total[:, :, taps - 1 :], call.layout, history.dtype) if "x" in wanted else None
+    total = _with_carried(_over_time(grads.x, call.layout), carried, history.shape[2], taps - 1)
+    grad_x = dense(_over_time(total[:, :, taps - 1 :], call.layout), history.dtype) if "x" in wanted else None
     wants_state = "state" in wanted and before is not None
-    grad_state = _dense(total[:, :, : taps - 1], "channels_first", history.dtype) if wants_state else None
+    grad_state = dense(total[:, :, : taps - 1], history.dtype) if wants_state else None
     return CausalGrads(grad_x, grads.weight, grads.bias, grad_state)
 
 
-@np.errstate(all="ignore")
-def _with_carried(joined: Array, carried: Array | None, length: int, past: int) -> Array:
-    """The gradient of the whole history: ``joined`` is its end, the next state its last ``past`` entries."""
-    total = np.zeros((*joined.shape[:2], length), dtype=joined.dtype)
-    total[:, :, length - joined.shape[2] :] = joined
+def _over_time(array: Array, layout: str) -> Array:
+    """An array (N, C, W) as one in ``layout``, or the other way: a view."""
+    return array if layout == "channels_first" else array.swapaxes(1, 2)
+
+
+def _with_carried(part: Array, carried: Array | None, length: int, past: int) -> Array:
+    """The gradient of the whole history: ``part`` is its end, the next state its last ``past`` entries."""
+    total = zeros(part, (*part.shape[:2], length))
+    add(total[:, :, length - part.shape[2] :], part)
     if carried is not None:
-        total[:, :, length - past :] += carried
+        add(total[:, :, length - past :], carried)
     return total
-
-
-@np.errstate(all="ignore")
-def _dense(array: Array, layout: str, dtype: np.dtype[Any]) -> Array:
-    """A contiguous copy, in ``layout`` and ``dtype``, of an array (N, C, W)."""
-    return np.array(array if layout == "channels_first" else array.swapaxes(1, 2), dtype=dtype, order="C")

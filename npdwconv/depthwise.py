@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import numpy as np
-
 from npdwconv.arguments import check_allocatable, check_depthwise_shape, check_multiplier, check_rank, shape_tuple
 from npdwconv.dispatch import kernel
 from npdwconv.geometry import ConvGeometry
 from npdwconv.layouts import Array, shape_of, spelled, split_shape
+from npdwconv.memory import empty
 from npdwconv.plans import (
     NEEDS,
     ConvOptions,
@@ -39,7 +38,7 @@ def _input_grad(
         geometry, grad_z, w, shape, layout = checked_input_grad(name, rank, grad_out, weight, input_shape, options)
         if key is not None:
             remember(_settled, key, geometry)
-    grad_x = np.empty(shape, dtype=grad_z.dtype)
+    grad_x = empty(grad_z, shape)
     run(grad_z, w[:, 0], grad_x, geometry, layout)
     return grad_x
 
@@ -73,7 +72,7 @@ def _weight_grad(
         geometry, grad_z, xs, shape, layout = checked_weight_grad(name, rank, grad_out, x, weight_shape, options)
         if key is not None:
             remember(_settled, key, geometry)
-    grad_weight = np.empty(shape, dtype=grad_z.dtype)
+    grad_weight = empty(grad_z, shape)
     run(grad_z, xs, grad_weight[:, 0], geometry, layout)
     return grad_weight
 

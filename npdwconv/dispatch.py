@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npdwconv.device import on_device
 from npdwconv.errors import BackendUnavailableError, OptionError
 from npdwconv.layouts import Array
 from npdwconv.options import one_of
@@ -24,22 +25,22 @@ BACKENDS = tuple(ROOMS)
 
 # operation -> the file that holds it on every floor, and the backends that have it
 TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
-    "depthwise_fwd": ("depthwise", ("reference", "numba")),
-    "depthwise_bwd_activation": ("depthwise", ("reference", "numba")),
-    "depthwise_bwd_input": ("depthwise", ("reference", "numba")),
-    "depthwise_bwd_weight": ("depthwise", ("reference", "numba")),
-    "transpose_fwd": ("depthwise", ("reference", "numba")),
-    "transpose_bwd_activation": ("depthwise", ("reference", "numba")),
-    "transpose_bwd_input": ("depthwise", ("reference", "numba")),
-    "transpose_bwd_weight": ("depthwise", ("reference", "numba")),
-    "pointwise_fwd": ("pointwise", ("reference", "numba")),
-    "pointwise_bwd_activation": ("pointwise", ("reference", "numba")),
-    "pointwise_bwd_input": ("pointwise", ("reference", "numba")),
-    "pointwise_bwd_weight": ("pointwise", ("reference", "numba")),
-    "pointwise_panels": ("pointwise", ("reference", "numba")),
-    "separable_fwd": ("separable", ("reference", "numba")),
-    "separable_bwd": ("separable", ("reference", "numba")),
-    "bias_bwd": ("epilogue", ("reference", "numba")),
+    "depthwise_fwd": ("depthwise", ("reference", "numba", "cuda")),
+    "depthwise_bwd_activation": ("depthwise", ("reference", "numba", "cuda")),
+    "depthwise_bwd_input": ("depthwise", ("reference", "numba", "cuda")),
+    "depthwise_bwd_weight": ("depthwise", ("reference", "numba", "cuda")),
+    "transpose_fwd": ("depthwise", ("reference", "numba", "cuda")),
+    "transpose_bwd_activation": ("depthwise", ("reference", "numba", "cuda")),
+    "transpose_bwd_input": ("depthwise", ("reference", "numba", "cuda")),
+    "transpose_bwd_weight": ("depthwise", ("reference", "numba", "cuda")),
+    "pointwise_fwd": ("pointwise", ("reference", "numba", "cuda")),
+    "pointwise_bwd_activation": ("pointwise", ("reference", "numba", "cuda")),
+    "pointwise_bwd_input": ("pointwise", ("reference", "numba", "cuda")),
+    "pointwise_bwd_weight": ("pointwise", ("reference", "numba", "cuda")),
+    "pointwise_panels": ("pointwise", ("reference", "numba", "cuda")),
+    "separable_fwd": ("separable", ("reference", "numba", "cuda")),
+    "separable_bwd": ("separable", ("reference", "numba", "cuda")),
+    "bias_bwd": ("epilogue", ("reference", "numba", "cuda")),
     "network": ("network", ("numba",)),
 }
 
@@ -143,6 +144,11 @@ def _chosen(operator: str, operation: str, backend: str | None, x: Any) -> Kerne
     try:
         choice = explain_backend(x, backend=backend)
         require_usable(choice.backend)
+        if x is not None and choice.backend != "cuda":
+            raise BackendUnavailableError(
+                f"backend {choice.backend!r} ({choice.reason}) takes arrays in CPU memory, and {type(x).__name__} lies on "
+                f"a CUDA device; copy it to the host, or leave the choice to npdwconv"
+            )
         if choice.backend not in backends:
             raise BackendUnavailableError(
                 f"backend {choice.backend!r} ({choice.reason}) has no {operation}; it exists on {', '.join(backends)}"
@@ -175,7 +181,7 @@ def unusable(name: str) -> str | None:
     """Why backend ``name`` cannot be used here, or None."""
     if not any(name in backends for _, backends in TABLE.values()):
         return "this version of npdwconv has no kernels for it"
-    return _numba_missing() if name == "numba" else None
+    return {"numba": _numba_missing, "cuda": _cuda_missing}[name]() if name != "reference" else None
 
 
 @cache
@@ -188,10 +194,7 @@ def _numba_missing() -> str | None:
     return None
 
 
-def on_device(x: Any) -> bool:
-    """Whether an array lies on a CUDA device, by its own protocols."""
-    if hasattr(x, "__cuda_array_interface__"):
-        return True
-    if not hasattr(x, "__dlpack_device__"):
-        return False
-    return int(x.__dlpack_device__()[0]) in (2, 13)  # kDLCUDA and kDLCUDAManaged of dlpack.h
+def _cuda_missing() -> str | None:
+    from npdwconv.kernels.cuda import provider
+
+    return provider.missing()

@@ -9,9 +9,11 @@ import numpy as np
 
 from npdwconv.activations import ACTIVATIONS, Activation
 from npdwconv.arguments import Call, check_allocatable, check_multiplier, fits_plainly
+from npdwconv.device import DeviceArray
 from npdwconv.dispatch import Kernel, kernels
 from npdwconv.geometry import ConvGeometry, conv_geometry, transpose_geometry
 from npdwconv.layouts import LAYOUTS, Array, shape_of, split_shape
+from npdwconv.memory import empty
 from npdwconv.options import PADDING_MODES, needed_names, one_of, padding_form, per_axis
 from npdwconv.precision import accumulator
 
@@ -128,6 +130,8 @@ def recall_key(name: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> 
             parts.append(None)
         elif type(array) is np.ndarray:
             parts.append((array.shape, array.dtype))
+        elif type(array) is DeviceArray:
+            parts.append((array.shape, array.dtype, DeviceArray))
         else:
             return None
     return tuple(parts)
@@ -177,16 +181,16 @@ def convolve(
     x, weight, bias = operands
     if known is None or not (out is None or fits_plainly(out, known.shape, operands)):
         return forward(run, depthwise_plan(name, rank, x, weight, bias, options), out)
-    result: Array = np.empty(known.shape, x.dtype) if out is None else out
+    result: Array = empty(x, known.shape) if out is None else out
     run(x, weight[:, 0], bias, result, known.geometry, options.layout, known.activation)
     return result
 
 
 def forward(run: Kernel, plan: DepthwisePlan, out: Any) -> Array:
     """Run a planned forward operation into ``out`` or a new array."""
-    result = np.empty(plan.shape, plan.x.dtype) if out is None else given(plan.call, out, plan.shape)
+    result = empty(plan.x, plan.shape) if out is None else given(plan.call, out, plan.shape)
     run(plan.x, plan.weight, plan.bias, result, plan.geometry, plan.call.layout, plan.activation)
-    return result
+    return result if out is None else cast(Array, out)
 
 
 def given(call: Call, out: Any, shape: tuple[int, ...]) -> Array:
@@ -208,7 +212,7 @@ def backward(run: BackwardKernels, plan: DepthwisePlan, grad_out: Any, needs: Ne
     call, g = plan.call, plan.geometry
     wanted, grad_z = asked(call, needs, NEEDS, grad_out, plan.shape)
     if plan.activation is not None and wanted:
-        chained = np.empty(plan.shape, dtype=accumulator(grad_z.dtype))
+        chained = empty(grad_z, plan.shape, accumulator(grad_z.dtype))
         run.activation(grad_z, plan.x, plan.weight, plan.bias, chained, g, call.layout, plan.activation)
         grad_z = chained
     grads = Grads(*empty_grads(wanted, {"x": plan.x, "weight": plan.weight, "bias": plan.bias}))
@@ -239,4 +243,4 @@ def asked(
 def empty_grads(wanted: frozenset[str], operands: dict[str, Array | None]) -> Iterator[Array | None]:
     """For each operand an array for its gradient, or None where it is not wanted or the operand is None."""
     for name, operand in operands.items():
-        yield None if operand is None or name not in wanted else np.empty(operand.shape, operand.dtype)
+        yield None if operand is None or name not in wanted else empty(operand, operand.shape)

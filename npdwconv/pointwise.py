@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from npdwconv.activations import Activation
 from npdwconv.arguments import Call
 from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, shape_of, split_shape
+from npdwconv.memory import empty
 from npdwconv.plans import (
     NEEDS,
     Grads,
@@ -104,9 +103,9 @@ def pointwise_conv(
     """
     run = kernel("pointwise_conv", "pointwise_fwd", backend, x, weight, bias)
     plan = pointwise_plan("pointwise_conv", x, weight, bias, layout, activation)
-    result = np.empty(plan.shape, plan.x.dtype) if out is None else given(plan.call, out, plan.shape)
+    result = empty(plan.x, plan.shape) if out is None else given(plan.call, out, plan.shape)
     run(plan.x, plan.weight, plan.bias, result, plan.call.layout, plan.activation)
-    return result
+    return result if out is None else out
 
 
 def pointwise_conv_backward(
@@ -148,7 +147,7 @@ def pointwise_conv_backward(
     call = plan.call
     wanted, grad_z = asked(call, needs, NEEDS, grad_out, plan.shape)
     if plan.activation is not None and wanted:
-        chained = np.empty(plan.shape, dtype=accumulator(grad_z.dtype))
+        chained = empty(grad_z, plan.shape, accumulator(grad_z.dtype))
         run.activation(grad_z, plan.x, plan.weight, plan.bias, chained, call.layout, plan.activation)
         grad_z = chained
     grads = Grads(*empty_grads(wanted, {"x": plan.x, "weight": plan.weight, "bias": plan.bias}))

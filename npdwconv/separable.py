@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from npdwconv.activations import Activation
 from npdwconv.arguments import check_allocatable
 from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, shape_of, spelled
+from npdwconv.memory import empty
 from npdwconv.plans import (
     ConvOptions,
     DepthwisePlan,
@@ -186,10 +185,10 @@ def _separable(rank: int) -> SeparableConv:
         options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
         plan = separable_plan(name, rank, operands, options, activation)
         first = plan.depthwise
-        result = np.empty(plan.shape, first.x.dtype) if out is None else given(first.call, out, plan.shape)
+        result = empty(first.x, plan.shape) if out is None else given(first.call, out, plan.shape)
         stages = (first.weight, first.bias, plan.weight, plan.bias)
         run(first.x, *stages, result, first.geometry, first.call.layout, first.activation, plan.activation)
-        return result
+        return result if out is None else out
 
     return spelled(separable, name, rank)
 

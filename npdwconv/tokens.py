@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from npdwconv.arguments import Call
 from npdwconv.dispatch import kernel
 from npdwconv.errors import OptionError, ShapeError
 from npdwconv.layouts import Array
+from npdwconv.memory import empty
 from npdwconv.options import per_axis
 from npdwconv.plans import (
     NEEDS,
@@ -105,10 +104,10 @@ def depthwise_conv_tokens(
     run = kernel(name, "depthwise_fwd", backend, x, weight, bias)
     options = ConvOptions(stride, padding, dilation, padding_mode, "channels_last", activation)
     call, plan, shape = tokens_plan(name, x, weight, bias, grid, options)
-    result = np.empty(shape, plan.x.dtype) if out is None else given(call, out, shape)
+    result = empty(plan.x, shape) if out is None else given(call, out, shape)
     image = result.reshape(plan.shape)
     run(plan.x, plan.weight, plan.bias, image, plan.geometry, "channels_last", plan.activation)
-    return result
+    return result if out is None else out
 
 
 def depthwise_conv_tokens_backward(

@@ -8,18 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-import numpy as np
-
 from npdwconv.activations import Activation
 from npdwconv.geometry import ConvGeometry
 from npdwconv.layouts import Array, shape_of
+from npdwconv.memory import empty
 from npdwconv.precision import accumulator
 
 
 def empty_middle(x: Array, weight: Array, g: ConvGeometry, layout: str) -> Array:
     """An array for the value between the stages."""
     shape = shape_of(layout, x.shape[0], weight.shape[0], g.out)
-    return np.empty(shape, dtype=accumulator(x.dtype))
+    return empty(x, shape, accumulator(x.dtype))
 
 
 def separable_bwd_of(
@@ -50,7 +49,7 @@ def separable_bwd_of(
         if activation is not None or grad_pointwise_weight is not None:
             depthwise.depthwise_fwd(x, depthwise_weight, depthwise_bias, middle, g, layout, depthwise_activation)
         if activation is not None:
-            grad_z = np.empty(grad_out.shape, dtype=middle.dtype)
+            grad_z = empty(middle, grad_out.shape)
             pointwise.pointwise_bwd_activation(grad_out, middle, pointwise_weight, bias, grad_z, layout, activation)
         if grad_bias is not None:
             bias_bwd(grad_z, grad_bias, layout)
@@ -58,7 +57,7 @@ def separable_bwd_of(
             pointwise.pointwise_bwd_weight(grad_z, middle, grad_pointwise_weight, layout)
         if grad_x is None and grad_depthwise_weight is None and grad_depthwise_bias is None:
             return
-        grad_middle = np.empty_like(middle)
+        grad_middle = empty(middle, middle.shape)
         pointwise.pointwise_bwd_input(grad_z, pointwise_weight, grad_middle, layout)
         if depthwise_activation is not None:
             depthwise.depthwise_bwd_activation(

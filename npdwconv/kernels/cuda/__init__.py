@@ -1,0 +1,1 @@
+"""The CUDA room: kernels in numba.cuda, written out for each specification."""

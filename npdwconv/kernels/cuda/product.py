@@ -1,0 +1,216 @@
+"""A matrix product on the device: tiles in shared memory, a patch of the result in each thread's scalars.
+
+``c[b] = epilogue(a[b] · b[b] + bias)`` with matrices that are contiguous along either axis. A block owns a tile of the
+result; it brings a slice of both factors into shared memory while it multiplies the one before, and every thread keeps
+a patch of sums (two groups of four rows times two of four columns, so that shared memory is read in vectors without
+bank conflicts). A sum's order is that of its index, whatever the tile: bits do not depend on the batch.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from npdwconv.kernels.cuda import activate, provider
+from npdwconv.kernels.cuda.provider import Source
+from npdwconv.kernels.cuda.source import Text
+from npdwconv.kernels.cuda.words import real_of, vocabulary
+
+
+class Tile(NamedTuple):
+    """A block's tile: rows and columns of the result, the slice's depth, and each thread's patch."""
+
+    rows: int
+    columns: int
+    depth: int
+    high: int
+    wide: int
+
+    @property
+    def threads(self) -> int:
+        return (self.rows // self.high) * (self.columns // self.wide)
+
+
+PAD = 4  # elements between rows in shared memory: neighbours along the sum fall into other banks
+LARGE, SMALL, TINY = Tile(128, 128, 8, 8, 8), Tile(64, 64, 8, 4, 4), Tile(8, 8, 4, 4, 4)
+
+
+class ProductSpec(NamedTuple):
+    """What a product is written for."""
+
+    a: str  # storage dtypes
+    b: str
+    c: str
+    a_along_sum: bool  # whether the first factor is contiguous along the sum, rather than along its rows
+    b_along_sum: bool
+    bias: str = ""  # "rows", "columns" or none
+    bias_storage: str = ""
+    activation: str = ""
+    other: str = ""  # storage of what the activation's derivative is multiplied with
+    tile: Tile = LARGE
+    vector: int = 1  # columns of the result that are written at once
+
+
+ARGUMENTS = (
+    *("pa", "pb", "pc", "pv", "pe"),
+    *("rows", "columns", "depth", "lda", "ldb", "ldc", "batch_a", "batch_b", "batch_c"),
+    *("total", "apart", "piece", "pieces"),
+)
+
+
+@cache
+def source(spec: ProductSpec) -> Source:
+    """The text of a product.
+
+    Block z computes result z: it sums over pairs of matrices out of ``total``, those from ``z // pieces`` on, ``apart``
+    from one to the next, and over the piece ``z % pieces`` of the sum.
+    """
+    tile = spec.tile
+    text = Text("multiply", ARGUMENTS)
+    threads = tile.threads
+    across = tile.columns // tile.wide
+    text(
+        "thread = cuda.threadIdx.x",
+        f"i0 = cuda.blockIdx.x * {tile.rows}",
+        f"j0 = cuda.blockIdx.y * {tile.columns}",
+        "z = cuda.blockIdx.z",
+        "image = div(z, pieces)",
+        "images = div(total - image + apart - 1, apart)",
+        "first = rem(z, pieces) * piece",
+        "last = min(first + piece, depth)",
+        f"ti = div(thread, {across}) * 4",
+        f"tj = rem(thread, {across}) * 4",
+        f"kept = cuda.shared.array({tile.depth * (tile.rows + tile.columns + 2 * PAD)}, real)",
+    )
+    sums = [f"s{i}_{j}" for i, j in product(range(tile.high), range(tile.wide))]
+    text(*(f"{name} = zero" for name in sums))
+    loads = [
+        *_loads("a", spec.a_along_sum, tile.rows, threads, tile),
+        *_loads("b", spec.b_along_sum, tile.columns, threads, tile),
+    ]
+    text(*(line for load in loads for line in load.places))
+    text("a = at_a(pa, image * batch_a)", "b = at_b(pb, image * batch_b)", "round = 0", "k0 = first")
+    with text.block("if images <= 0 or first >= last:"):
+        text("round = images")
+    with text.block("if round < images:"):
+        text(*(line for load in loads for line in load.fetch))
+    with text.block("while round < images:"):
+        text(*(line for load in loads for line in load.keep), "cuda.syncthreads()", f"k0 += {tile.depth}")
+        with text.block("if k0 >= last:"):
+            text("k0 = first", "round += 1", "a = step_a(a, apart * batch_a)", "b = step_b(b, apart * batch_b)")
+        with text.block("if round < images:"):
+            text(*(line for load in loads for line in load.fetch))
+        with text.block(f"for k in range({tile.depth}):"):
+            row_start, column_start = (
+                f"k * {tile.rows + PAD}",
+                f"{tile.depth * (tile.rows + PAD)} + k * {tile.columns + PAD}",
+            )
+            for group in range(tile.high // 4):
+                names = ", ".join(f"x{4 * group + i}" for i in range(4))
+                text(f"{names} = get4(kept, {row_start} + {group * tile.rows // 2} + ti)")
+            for group in range(tile.wide // 4):
+                names = ", ".join(f"y{4 * group + j}" for j in range(4))
+                text(f"{names} = get4(kept, {column_start} + {group * tile.columns // 2} + tj)")
+            text(*(f"s{i}_{j} = fma(x{i}, y{j}, s{i}_{j})" for i, j in product(range(tile.high), range(tile.wide))))
+        text("cuda.syncthreads()")
+    _store(text, spec)
+    real = real_of(spec.a)
+    storages = {"a": spec.a, "b": spec.b, "c": spec.c}
+    if spec.bias:
+        storages["v"] = spec.bias_storage
+    if spec.other:
+        storages["e"] = spec.other
+    words = vocabulary(**storages)
+    words.update(zero=real(0), real=real)
+    if spec.activation:
+        words["act"] = activate.function(spec.activation, real, bool(spec.other))
+    return Source("multiply", ARGUMENTS, text.text, words)
+
+
+class _Load(NamedTuple):
+    """One element that a thread brings: where it lies, how it is fetched, and how it is kept."""
+
+    places: tuple[str, ...]
+    fetch: tuple[str, ...]
+    keep: tuple[str, ...]
+
+
+def _loads(letter: str, along_sum: bool, extent: int, threads: int, tile: Tile) -> list[_Load]:
+    begin, most, name = ("i0", "rows", "lda") if letter == "a" else ("j0", "columns", "ldb")
+    origin = 0 if letter == "a" else tile.depth * (tile.rows + PAD)
+    found = []
+    for number in range(-(-extent * tile.depth // threads)):
+        k, i, index = f"{letter}k{number}", f"{letter}i{number}", f"thread + {number * threads}"
+        split = (
+            (f"{i} = div({index}, {tile.depth})", f"{k} = {index} - {i} * {tile.depth}")
+            if along_sum
+            else (f"{k} = div({index}, {extent})", f"{i} = {index} - {k} * {extent}")
+        )
+        offset = f"({begin} + {i}) * {name} + {k}" if along_sum else f"{k} * {name} + {begin} + {i}"
+        sum_step = "k0" if along_sum else f"k0 * {name}"
+        inside = f"{letter}g{number}"
+        value = f"{letter}v{number}"
+        found.append(
+            _Load(
+                (*split, f"{letter}o{number} = {offset}", f"{inside} = {begin} + {i} < {most}", f"{value} = zero"),
+                (
+                    f"{value} = load_{letter}(step_{letter}({letter}, {letter}o{number} + {sum_step}), 0, "
+                    f"{inside} & (k0 + {k} < last))",
+                ),
+                (f"put(kept, {origin} + {k} * {extent + PAD} + {i}, {value})",),
+            )
+        )
+    return found
+
+
+def _store(text: Text, spec: ProductSpec) -> None:
+    tile, vector = spec.tile, spec.vector
+    width = "" if vector == 1 else str(vector)
+    for i in range(tile.high):
+        row = f"i0 + {i // 4 * (tile.rows // 2)} + ti + {i % 4}"
+        with text.block(f"if {row} < rows:"):
+            text(f"row = {row}")
+            if spec.bias == "rows":
+                text("bias = read_v(at_v(pv, row), 0)")
+            for j in range(0, tile.wide, vector):
+                column = f"j0 + {j // 4 * (tile.columns // 2)} + tj + {j % 4}"
+                with text.block(f"if {column} < columns:"):
+                    text(f"column = {column}", "place = z * batch_c + row * ldc + column")
+                    names = [f"s{i}_{j + n}" for n in range(vector)]
+                    for n, name in enumerate(names):
+                        if spec.bias:
+                            added = "bias" if spec.bias == "rows" else f"read_v(at_v(pv, column), {n})"
+                            text(f"{name} = {name} + {added}")
+                        if spec.activation:
+                            text(f"{name} = act({name})")
+                    if spec.other:
+                        others = ", ".join(f"e{n}" for n in range(vector))
+                        text(f"{others} = peek{width}_e(at_e(pe, place), 0)")
+                        text(*(f"{name} = e{n} * {name}" for n, name in enumerate(names)))
+                    text(f"store{width}_c(at_c(pc, place), 0, {', '.join(names)})")
+
+
+@cache
+def kernel(spec: ProductSpec) -> provider.Kernel:
+    """The kernel of a specification, compiled when it is first launched."""
+    return provider.Kernel(source(spec))
+
+
+def tile_for(rows: int, columns: int, count: int) -> Tile:
+    """The tile for ``count`` results of this extent: a large one where it is filled and there are enough of them."""
+    if provider.simulated():
+        return TINY
+    large = -(-rows // LARGE.rows) * -(-columns // LARGE.columns) * count
+    wasted = -(-rows // LARGE.rows) * LARGE.rows * -(-columns // LARGE.columns) * LARGE.columns
+    return LARGE if large >= 200 and wasted <= 1.35 * rows * columns else SMALL
+
+
+def width_of(columns: int, ldc: int, batch_c: int, *arrays: Any) -> int:
+    """How many columns are written at once: four where they lie whole and aligned in every array."""
+    given = [array for array in arrays if array is not None]
+    whole = not (columns % 4 or ldc % 4 or batch_c % 4)
+    narrow = any(a.dtype == np.float64 or a.address % (4 * a.itemsize) for a in given)
+    return 4 if whole and not narrow else 1

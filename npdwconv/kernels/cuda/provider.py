@@ -1,0 +1,324 @@
+"""The one file that knows which package provides CUDA to Python: numba-cuda, or the simulator in numba.
+
+Kernels are compiled with a signature of plain ints and launched through the driver, because an array argument costs
+microseconds a call. Memory comes from a pool of the driver's that is ordered by streams: taking and giving back do not
+wait for the device (CUDA driver API, ``cuMemAllocFromPoolAsync``). In the simulator an address is one of the host's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import linecache
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LEGACY = 1  # the legacy default stream, by the number that __cuda_array_interface__ and DLPack give it
+
+_stream: ContextVar[int | None] = ContextVar("npdwconv_stream", default=None)
+
+
+@cache
+def simulated() -> bool:
+    """Whether kernels run on the CPU, in the simulator."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+@cache
+def missing() -> str | None:
+    """What CUDA lacks here: the package, the driver or a device; None where nothing does. Imports no package."""
+    if find_spec("numba") is None:
+        return "the package numba is not installed (pip install 'npdwconv[cuda]')"
+    if simulated():
+        return None
+    if find_spec("numba_cuda") is None:
+        return "the package numba-cuda is not installed (pip install 'npdwconv[cuda]')"
+    name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return f"the NVIDIA driver is not installed ({name} was not found); the package numba-cuda is"
+    count = ctypes.c_int(0)
+    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if status or not count.value:
+        return f"there is no NVIDIA GPU (the driver is installed and counts {count.value}, status {status})"
+    return None
+
+
+@cache
+def cuda() -> Any:
+    """The module ``numba.cuda``."""
+    return import_module("numba.cuda")
+
+
+def intrinsic() -> Any:
+    """The decorator that makes an intrinsic of the device."""
+    try:
+        return import_module("numba.cuda.extending").intrinsic
+    except (ImportError, AttributeError):
+        return import_module("numba.core.extending").intrinsic
+
+
+def typing_error() -> Any:
+    """The error by which an intrinsic refuses its arguments' types."""
+    try:
+        return import_module("numba.cuda.core.errors").TypingError
+    except ImportError:
+        return import_module("numba.core.errors").TypingError
+
+
+def types() -> Any:
+    """The module of Numba's types for the device."""
+    try:
+        return import_module("numba.cuda.types")
+    except ImportError:
+        return import_module("numba.core.types")
+
+
+class Source(NamedTuple):
+    """A kernel written out: its name, the names of its arguments, its text, and what the text refers to."""
+
+    name: str
+    arguments: tuple[str, ...]
+    text: str
+    words: dict[str, Any]
+
+    def function(self) -> Any:
+        """The Python function; a traceback shows the text's lines."""
+        place = f"<npdwconv {self.name}>"
+        linecache.cache[place] = (len(self.text), None, self.text.splitlines(keepends=True), place)
+        words = dict(self.words)
+        exec(compile(self.text, place, "exec"), words)
+        return words[self.name]
+
+
+def device_function(source: Source) -> Any:
+    """A function that kernels call."""
+    return cuda().jit(source.function(), device=True)
+
+
+def signature(source: Source) -> Any:
+    """Ints alone, of 64 bits."""
+    kinds = types()
+    return kinds.void(*[kinds.int64] * len(source.arguments))
+
+
+def ptx_of(source: Source, capability: tuple[int, int]) -> str:
+    """The PTX of a kernel for one compute capability, compiled without a device."""
+    with _device_of_capability(capability):
+        text, _ = cuda().compile_ptx(source.function(), signature(source), cc=capability)
+    return str(text)
+
+
+@contextmanager
+def _device_of_capability(capability: tuple[int, int]) -> Iterator[None]:
+    """numba-cuda asks the current device how to compile the functions that a kernel calls; inside, it is this one."""
+    module = import_module("numba.cuda.dispatcher")
+    held = module.get_current_device
+    module.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
+    try:
+        yield
+    finally:
+        module.get_current_device = held
+
+
+class Kernel:
+    """A kernel compiled on first use, launched with ints and addresses."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._launch: dict[int, Callable[..., None]] = {}
+
+    def __call__(self, grid: tuple[int, int, int], block: tuple[int, int, int], stream: int, *arguments: Any) -> None:
+        """Launch over ``grid`` blocks of ``block`` threads on a stream."""
+        device = current_device()
+        launch = self._launch.get(device)
+        if launch is None:
+            launch = self._launch[device] = _launcher(self.source)
+        launch(grid, block, stream, arguments)
+
+
+def _launcher(source: Source) -> Callable[..., None]:
+    if simulated():
+        return _simulator(cuda().jit(source.function()))
+    kernel = cuda().jit(signature(source))(source.function())
+    compiled = next(iter(kernel.overloads.values()))
+    function = compiled._codelibrary.get_cufunc().handle
+    driver = _driver()
+    handle = driver.CUfunction(int(function))
+    kinds = (ctypes.c_int64,) * len(source.arguments)
+
+    def launch(grid: Any, block: Any, stream: int, arguments: Any, keep: Any = compiled) -> None:
+        _check(driver.cuLaunchKernel(handle, *grid, *block, 0, stream, (arguments, kinds), 0))
+
+    return launch
+
+
+def _simulator(kernel: Any) -> Callable[..., None]:
+    def launch(grid: Any, block: Any, stream: int, arguments: Any) -> None:
+        kernel[grid, block](*arguments)
+
+    return launch
+
+
+@cache
+def _driver() -> Any:
+    return import_module("cuda.bindings.driver")
+
+
+def _check(result: Any) -> Any:
+    """What a call of the driver returned, less its status; RuntimeError where that is not success."""
+    status, *values = result
+    if int(status):
+        name = _driver().cuGetErrorName(status)[1]
+        raise RuntimeError(f"the CUDA driver answered {name.decode() if name else int(status)}")
+    return values[0] if values else None
+
+
+def current_device() -> int:
+    """The number of the current device; its primary context becomes current where none was."""
+    if simulated():
+        return 0
+    return int(cuda().current_context().device.id)
+
+
+def device_of(address: int) -> int:
+    """The device whose memory an address is in."""
+    if simulated() or not address:
+        return 0
+    driver = _driver()
+    current_device()
+    kind = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return int(_check(driver.cuPointerGetAttribute(kind, address)))
+
+
+def processors() -> int:
+    """The number of streaming multiprocessors of the current device."""
+    return 2 if simulated() else int(cuda().current_context().device.MULTIPROCESSOR_COUNT)
+
+
+@cache
+def _pool(device: int) -> Any:
+    driver = _driver()
+    properties = driver.CUmemPoolProps()
+    properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
+    properties.location.type = driver.CUmemLocationType.CU_MEM_LOCATION_TYPE_DEVICE
+    properties.location.id = device
+    pool = _check(driver.cuMemPoolCreate(properties))
+    threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
+    _check(driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(2**64 - 1)))
+    return pool
+
+
+class Place(NamedTuple):
+    """Where an array begins, in the simulator: its elements, flat."""
+
+    elements: Any
+
+
+def place(address: int, dtype: Any, count: int) -> Any:
+    """What a kernel is given for ``count`` elements at an address."""
+    if not simulated():
+        return address
+    return Place(host_view(address, count * dtype.itemsize).view(dtype))
+
+
+class Memory:
+    """Device memory that is given back, in the order of its stream, when nothing refers to it."""
+
+    def __init__(self, size: int, stream: int) -> None:
+        self.size, self.stream = size, stream
+        if simulated():
+            self._host = np.zeros(max(size, 1) + 64, np.uint8)
+            self._host[:] = 0xFF  # NaN in every dtype: what a kernel leaves unwritten shows
+            self.address = -(-self._host.ctypes.data // 64) * 64
+            return
+        if not size:
+            self.address = 0
+            return
+        driver = _driver()
+        try:
+            self.address = int(_check(driver.cuMemAllocFromPoolAsync(size, _pool(current_device()), stream)))
+        except RuntimeError as error:
+            raise MemoryError(f"{size} bytes could not be had on the device: {error}") from None
+
+    def used_on(self, stream: int) -> None:
+        """Work on ``stream`` refers to this memory: it comes after what was there, and the memory outlasts it."""
+        if stream != self.stream:
+            wait_for(stream, self.stream)
+            self.stream = stream
+
+    def __del__(self, simulated: Any = simulated, driver: Any = _driver) -> None:
+        if not simulated() and getattr(self, "address", 0):
+            driver().cuMemFreeAsync(self.address, self.stream)
+
+
+def host_view(address: int, size: int) -> Any:
+    """Memory of the host as bytes."""
+    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8) if size else np.empty(0, np.uint8)
+
+
+def clear(address: int, size: int, stream: int) -> None:
+    """Set bytes of the device's memory to zero."""
+    if simulated():
+        host_view(address, size)[:] = 0
+    elif size:
+        _check(_driver().cuMemsetD8Async(address, 0, size, stream))
+
+
+def to_device(address: int, array: Any, stream: int) -> None:
+    """Copy a contiguous array to the device's memory; returns when the array may be changed."""
+    if not array.nbytes:
+        return
+    if simulated():
+        host_view(address, array.nbytes)[:] = array.reshape(-1).view(np.uint8)
+        return
+    _check(_driver().cuMemcpyHtoDAsync(address, array.ctypes.data, array.nbytes, stream))
+    _check(_driver().cuStreamSynchronize(stream))
+
+
+def to_host(array: Any, address: int, stream: int) -> None:
+    """Copy the device's memory into a contiguous array, and wait for it."""
+    if not array.nbytes:
+        return
+    if simulated():
+        array.reshape(-1).view(np.uint8)[:] = host_view(address, array.nbytes)
+        return
+    _check(_driver().cuMemcpyDtoHAsync(array.ctypes.data, address, array.nbytes, stream))
+    _check(_driver().cuStreamSynchronize(stream))
+
+
+def wait_for(stream: int, other: int) -> None:
+    """What ``stream`` does from now on comes after all that ``other`` was given so far; the host does not wait."""
+    if simulated() or stream == other:
+        return
+    driver = _driver()
+    current_device()
+    event = _check(driver.cuEventCreate(driver.CUevent_flags.CU_EVENT_DISABLE_TIMING))
+    _check(driver.cuEventRecord(event, other))
+    _check(driver.cuStreamWaitEvent(stream, event, 0))
+    _check(driver.cuEventDestroy(event))
+
+
+@contextmanager
+def use_stream(stream: Any) -> Iterator[None]:
+    """Calls inside on device arrays run on ``stream``; see `npdwconv.device.use_stream`."""
+    token = _stream.set(stream)
+    try:
+        yield
+    finally:
+        _stream.reset(token)
+
+
+def asked_stream() -> int | None:
+    """The stream of `use_stream`, or None outside it."""
+    return _stream.get()

@@ -1,0 +1,55 @@
+"""Memory room: new arrays where their fellows lie, in the host's memory or on a device, and copies between them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from npdwconv.layouts import Array
+
+
+def empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Array:
+    """A new array of ``shape`` where ``like`` lies, of its dtype unless another is named."""
+    if type(like) is np.ndarray or isinstance(like, np.ndarray):
+        return np.empty(shape, dtype=like.dtype if dtype is None else dtype)
+    made: Array = like.empty(shape, dtype)
+    return made
+
+
+def zeros(like: Any, shape: tuple[int, ...]) -> Array:
+    """A new array of zeros where ``like`` lies, of its dtype."""
+    if isinstance(like, np.ndarray):
+        return np.zeros(shape, dtype=like.dtype)
+    made: Array = like.empty(shape).clear()
+    return made
+
+
+def joined(first: Any, second: Any) -> Array:
+    """Two arrays one after the other along the last axis."""
+    if isinstance(first, np.ndarray):
+        return np.concatenate([first, second], axis=-1)
+    length = first.shape[-1]
+    whole = first.empty((*first.shape[:-1], length + second.shape[-1]))
+    whole[..., :length].assign(first)
+    whole[..., length:].assign(second)
+    made: Array = whole
+    return made
+
+
+@np.errstate(all="ignore")
+def dense(array: Any, dtype: Any = None) -> Array:
+    """A contiguous copy, in another dtype where one is named."""
+    if isinstance(array, np.ndarray):
+        return np.array(array, dtype=dtype, order="C")
+    made: Array = array.empty(array.shape, dtype).assign(array)
+    return made
+
+
+@np.errstate(all="ignore")
+def add(total: Any, part: Any) -> None:
+    """total += part."""
+    if isinstance(total, np.ndarray):
+        total += part
+    else:
+        total.assign(part, adds=True)
