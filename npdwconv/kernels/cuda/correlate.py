@@ -10,27 +10,28 @@ forms a sum that is not finite again, output by output, without what lies outsid
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npdwconv.device import DeviceArray
-from npdwconv.kernels.cuda import provider
-from npdwconv.kernels.cuda.entry import place_of
-from npdwconv.kernels.cuda.gather import LANES, MOST_TAPS, VECTORS, _name
+from npdwconv.geometry import ConvGeometry
+from npdwconv.kernels.cuda import provider, sums
+from npdwconv.kernels.cuda.entry import aligned, place_of
+from npdwconv.kernels.cuda.gather import LANES, MOST_TAPS, VECTORS, divisor, scalar
 from npdwconv.kernels.cuda.provider import Source
-from npdwconv.kernels.cuda.relation import AxisRun, AxisSpec
+from npdwconv.kernels.cuda.relation import AxisRun, AxisSpec, passed
 from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import real_of, vocabulary
 from npdwconv.layouts import split_shape
 
 THREADS = 8 if provider.simulated() else 256  # of a block; a power of two
-CHUNK = 8  # sums that a block adds up at once
-BLOCKS = 2048  # that the first pass aims at
+CHUNK = 16  # sums that a block adds up at once
+BLOCKS = 1024  # that the first pass aims at
 ROUNDS = 4  # tiles that a thread has at least, where blocks are enough
-UNROLLED = 8  # blocks' sums that the second pass has under way at once
 
 
 class CorrelateSpec(NamedTuple):
@@ -43,8 +44,9 @@ class CorrelateSpec(NamedTuple):
     source: str
     multiplier: int = 1
     turned: bool = False  # whether the input's side has the multiplied channels: the transposed convolution
-    vector: int = 1
+    vector: int = 1  # elements read at once: channels of a thread channels_last, columns channels_first
     tile: tuple[int, int] = (4, 1)
+    lead: int = 0  # columns by which a tile's first source lies beyond a whole vector, channels_first
 
     @property
     def groups(self) -> tuple[int, int, int]:
@@ -52,70 +54,73 @@ class CorrelateSpec(NamedTuple):
         depth, rows, columns = self.axes
         return depth.kernel, -(-rows.kernel // self.window[0]), -(-columns.kernel // self.window[1])
 
+    @property
+    def lanes(self) -> int:
+        """Channels that a thread owns."""
+        return self.vector if self.layout == "channels_last" else 1
+
+    @property
+    def together(self) -> int:
+        """Columns that are read at once."""
+        return 1 if self.layout == "channels_last" else self.vector
+
+    @property
+    def abreast(self) -> int:
+        """Threads of a block that own different channels."""
+        return LANES if self.layout == "channels_last" else 1
+
 
 ARGUMENTS = (
     *("pz", "px", "pp"),
-    *("images", "channels", "ds", "hs", "ws", "dt", "ht", "wt", "sh", "sw", "ld", "items", "splits"),
+    *("channels", "ds", "hs", "ws", "dt", "ht", "wt", "sh", "sw", "ld", "items", "splits"),
 )
-FINISH = ("pz", "px", "pp", "pw", "images", "channels", "ds", "hs", "ws", "dt", "ht", "wt", "ld", "lh", "lw", "splits")
+FINISH = (
+    *("pz", "px", "pp", "po", "count", "splits"),
+    *("images", "channels", "ds", "hs", "ws", "dt", "ht", "wt", "ld", "lh", "lw"),
+)
 
 
 @cache
 def source(spec: CorrelateSpec) -> Source:
     """The first pass: a block's sums."""
     text = Text("correlate", ARGUMENTS)
-    first = spec.layout == "channels_first"
-    (high, wide), (tall, broad), vector = spec.tile, spec.window, spec.vector
+    (high, wide), (tall, broad) = spec.tile, spec.window
     depth, rows, columns = spec.axes
-    lanes = 1 if first else LANES
-    text("lane = cuda.threadIdx.x", "thread = cuda.threadIdx.y * cuda.blockDim.x + lane", "split = cuda.blockIdx.y")
-    text("group = cuda.blockIdx.z")
     _, down_groups, across_groups = spec.groups
+    each = THREADS // spec.abreast
+    text("thread = cuda.threadIdx.x", "split = cuda.blockIdx.y", "group = int(cuda.blockIdx.z)")
     text(f"s0 = rem(group, {across_groups}) * {broad}", f"group = div(group, {across_groups})")
     text(f"r0 = rem(group, {down_groups}) * {tall}", f"tz = div(group, {down_groups})")
-    if first:
-        text("channel = cuda.blockIdx.x", f"item = split * {THREADS} + thread", f"stride = splits * {THREADS}")
+    if spec.layout == "channels_first":
+        text("channel = cuda.blockIdx.x", f"item = split * {each} + thread")
     else:
-        text(
-            f"channel = (cuda.blockIdx.x * {LANES} + lane) * {vector}",
-            f"item = split * {THREADS // LANES} + cuda.threadIdx.y",
-            f"stride = splits * {THREADS // LANES}",
-        )
+        text(f"channel = (cuda.blockIdx.x * {LANES} + rem(thread, {LANES})) * {spec.vector}")
+        text(f"item = split * {each} + div(thread, {LANES})")
         with text.block("if channel >= channels:"):
             text("item = items")
-    text(*_channels(spec))
+    text(*_channels(spec.multiplier, spec.turned))
     text(f"down = div(ht + {high - 1}, {high})", f"across = div(wt + {wide - 1}, {wide})")
-    sums = [_name("a", r, s, k) for r, s, k in product(range(tall), range(broad), range(vector))]
-    text(*(f"{name} = zero" for name in sums))
+    entries = [(k, r, s) for r, s, k in product(range(tall), range(broad), range(spec.lanes))]
+    text(*(f"{scalar('a', r, s, k)} = zero" for k, r, s in entries))
     with text.block("while item < items:"):
         text("t = div(item, across)", f"c = (item - t * across) * {wide}")
         text("i = div(t, down)", f"y = (t - i * down) * {high}")
         text("n = div(i, dt)", "z = i - n * dt", f"iz = z * {depth.stride} + tz * {depth.dilation} - ld")
         with text.block("if iz >= 0 and iz < ds:"):
             _tile(text, spec)
-        text("item += stride")
-    text(f"part = cuda.shared.array({CHUNK * THREADS}, real)")
-    taps = depth.kernel * rows.kernel * columns.kernel
-    entries = list(product(range(tall), range(broad), range(vector)))
+        text(f"item += splits * {each}")
+    text(f"part = cuda.shared.array({min(CHUNK, len(entries)) * THREADS}, real)")
     for begin in range(0, len(entries), CHUNK):
         some = entries[begin : begin + CHUNK]
-        text(*(f"put(part, {k * THREADS} + thread, {_name('a', *entry)})" for k, entry in enumerate(some)))
-        text("cuda.syncthreads()", f"half = {THREADS // 2}")
-        with text.block(f"while half >= {lanes}:"):
-            with text.block("if thread < half:"):
-                for k in range(len(some)):
-                    place = f"{k * THREADS} + thread"
-                    text(f"put(part, {place}, get(part, {place}) + get(part, {place} + half))")
-            text("cuda.syncthreads()", "half = half // 2")
-        with text.block(f"if thread < {lanes} and channel < channels:"):
-            for k, (r, s, v) in enumerate(some):
-                guards = [f"r0 + {r} < {rows.kernel}"] * (down_groups > 1) + [f"s0 + {s} < {columns.kernel}"] * (
-                    across_groups > 1
-                )
+        sums.tree(text, [scalar("a", r, s, k) for k, r, s in some], THREADS, spec.abreast)
+        with text.block(f"if thread < {spec.abreast} and channel < channels:"):
+            for place, (k, r, s) in enumerate(some):
+                guards = [f"r0 + {r} < {rows.kernel}"] if down_groups > 1 else []
+                guards += [f"s0 + {s} < {columns.kernel}"] if across_groups > 1 else []
                 with text.block(f"if {' and '.join(guards) or 'True'}:"):
                     tap = f"(tz * {rows.kernel} + r0 + {r}) * {columns.kernel} + s0 + {s}"
-                    place = f"(split * channels + channel + {v}) * {taps} + {tap}"
-                    text(f"store_p(at_p(pp, {place}), 0, get(part, {k * THREADS} + thread))")
+                    text(f"p = at_p(pp, (split * channels + channel + {k}) * {_taps(spec.axes)} + {tap})")
+                    text(f"store_p(p, 0, {sums.part_of(place, THREADS)})")
         text("cuda.syncthreads()")
     real = real_of(spec.source)
     words = vocabulary(z=spec.gradient, x=spec.source, p=np.dtype(real).name)
@@ -123,52 +128,56 @@ def source(spec: CorrelateSpec) -> Source:
     return Source("correlate", ARGUMENTS, text.text, words)
 
 
-def _channels(spec: CorrelateSpec) -> tuple[str, ...]:
+def _taps(axes: tuple[AxisSpec, AxisSpec, AxisSpec]) -> int:
+    return prod(axis.kernel for axis in axes)
+
+
+def _channels(multiplier: int, turned: bool) -> tuple[str, ...]:
     """The channels that either side has, and which of them belongs to the weight's."""
-    many, few = "channels", f"div(channels, {spec.multiplier})" if spec.multiplier > 1 else "channels"
-    one, other = "channel", f"div(channel, {spec.multiplier})" if spec.multiplier > 1 else "channel"
-    gradient, source = ((few, other), (many, one)) if spec.turned else ((many, one), (few, other))
+    many, one = ("channels", "channel")
+    few, other = (f"div(channels, {multiplier})", f"div(channel, {multiplier})") if multiplier > 1 else (many, one)
+    gradient, source = ((few, other), (many, one)) if turned else ((many, one), (few, other))
     return f"zs = {gradient[0]}", f"zc = {gradient[1]}", f"xs = {source[0]}", f"xc = {source[1]}"
 
 
 def _tile(text: Text, spec: CorrelateSpec) -> None:
     """Every product of one tile's gradients with their sources."""
     first = spec.layout == "channels_first"
-    (high, wide), (tall, broad), vector = spec.tile, spec.window, spec.vector
+    (high, wide), (tall, broad), together = spec.tile, spec.window, spec.together
     _, rows, columns = spec.axes
-    width = "" if vector == 1 else str(vector)
     if first:
         text("g = at_z(pz, (((n * zs + zc) * dt + z) * ht + y) * wt + c)")
         text("x = at_x(px, ((n * xs + xc) * ds + iz) * hs * ws)")
     else:
         text("g = at_z(pz, (((n * dt + z) * ht + y) * wt + c) * zs + zc)")
         text("x = at_x(px, ((n * ds + iz) * hs * ws) * xs + xc)")
-    for v, u in product(range(high), range(wide)):
-        names = ", ".join(_name("g", v, u, k) for k in range(vector))
+    width = "" if spec.vector == 1 else str(spec.vector)
+    for v, u in product(range(high), range(0, wide, together)):
+        names = [scalar("g", v, u + n, k) for n, k in product(range(together), range(spec.lanes))]
         place = f"{v} * wt + {u}" if first else f"({v} * wt + {u}) * zs"
-        guard = f"(y + {v} < ht) & (c + {u} < wt)"
-        text(f"{names} = load{width}_z(step_z(g, {place}), 0, {guard})")
-    text(
-        f"sy = y * {rows.stride} + sh + r0 * {rows.dilation}",
-        f"sx = c * {columns.stride} + sw + s0 * {columns.dilation}",
-    )
+        text(f"{', '.join(names)} = load{width}_z(step_z(g, {place}), 0, (y + {v} < ht) & (c + {u} < wt))")
+    text(f"sy = y * {rows.stride} + sh + r0 * {rows.dilation}")
+    text(f"sx = c * {columns.stride} + sw + s0 * {columns.dilation} - {spec.lead}")
     down = rows._replace(kernel=tall).terms(high)
     across = columns._replace(kernel=broad).terms(wide)
-    text(*(f"{_name('c', off)} = (sx + {off} >= 0) & (sx + {off} < ws)" for off in across))
+    groups = sorted({(off + spec.lead) // together for off in across})
+    text(*(f"{scalar('c', group)} = within(sx + {group * together}, ws)" for group in groups))
+    text(f"row = step_x(x, (sy * ws + sx){'' if first else ' * xs'})")
+    before = 0
     for off, pairs in down.items():
-        text(f"inside = (sy + {off} >= 0) & (sy + {off} < hs)")
-        text(f"row = step_x(x, ((sy + {off}) * ws + sx){'' if first else ' * xs'})")
-        for place in across:
-            names = ", ".join(_name("x", place, k) for k in range(vector))
-            guard = f"inside & {_name('c', place)}"
-            if first:
-                text(f"{names} = load{width}_x(row, {place}, {guard})")
-            else:
-                text(f"{names} = load{width}_x(step_x(row, {place} * xs), 0, {guard})")
-        for place, sideways in across.items():
-            for (v, r), (u, s), k in product(pairs, sideways, range(vector)):
-                total = _name("a", r, s, k)
-                text(f"{total} = fma({_name('g', v, u, k)}, {_name('x', place, k)}, {total})")
+        if off != before:
+            text(f"row = step_x(row, {off - before} * ws{'' if first else ' * xs'})")
+            before = off
+        text(f"inside = within(sy + {off}, hs)")
+        for group in groups:
+            names = [scalar("x", group * together + n, k) for n, k in product(range(together), range(spec.lanes))]
+            row = f"row, {group * together}" if first else f"step_x(row, {group} * xs), 0"
+            text(f"{', '.join(names)} = load{width}_x({row}, inside & {scalar('c', group)})")
+        for (v, r), s, k in product(pairs, range(broad), range(spec.lanes)):
+            joined = [(u, off_x + spec.lead) for off_x, found in across.items() for u, t in found if t == s]
+            factors = [scalar("g", v, u, k) for u, _ in joined] + [scalar("x", place, k) for _, place in joined]
+            total = scalar("a", r, s, k)
+            text(f"{total} = dot{len(joined)}({', '.join([total, *factors])})")
 
 
 class FinishSpec(NamedTuple):
@@ -185,36 +194,23 @@ class FinishSpec(NamedTuple):
 
 @cache
 def finish_source(spec: FinishSpec) -> Source:
-    """The second pass: the blocks' sums in order, one tap of one channel a thread."""
-    depth, rows, columns = spec.axes
-    taps = depth.kernel * rows.kernel * columns.kernel
+    """The second pass: the blocks' sums; one that is not finite is formed again, without what lies outside."""
+    _, rows, columns = spec.axes
+    taps = _taps(spec.axes)
     text = Text("finish", FINISH)
-    text("j = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x", f"count = channels * {taps}")
-    with text.block("if j < count:"):
-        text("sum = zero", "p = at_p(pp, j)", "k = 0")
-        with text.block(f"while k + {UNROLLED} <= splits:"):
-            text(*(f"v{n} = peek_p(step_p(p, (k + {n}) * count), 0)" for n in range(UNROLLED)))
-            text(*(f"sum = sum + v{n}" for n in range(UNROLLED)))
-            text(f"k += {UNROLLED}")
-        with text.block("while k < splits:"):
-            text("sum = sum + peek_p(step_p(p, k * count), 0)", "k += 1")
+    sums.second_pass(text)
+    with text.block(f"if thread < {sums.ABREAST} and j < count:"):
+        text("sum = get(part, thread)")
         with text.block("if not finite(sum):"):
-            text(f"channel = div(j, {taps})", f"tap = j - channel * {taps}", *_channels_of(spec))
-            text(f"ts = rem(tap, {columns.kernel})", f"tr = rem(div(tap, {columns.kernel}), {rows.kernel})")
+            text(f"channel = div(j, {taps})", f"tap = j - channel * {taps}")
+            text(*_channels(spec.multiplier, spec.turned))
+            text(f"tc = rem(tap, {columns.kernel})", f"ty = rem(div(tap, {columns.kernel}), {rows.kernel})")
             text(f"tz = div(tap, {rows.kernel * columns.kernel})", "sum = zero")
             with text.block("for n in range(images):"):
-                for name, axis, tap, low, target, extent in zip(
-                    "zyc",
-                    spec.axes,
-                    ("tz", "tr", "ts"),
-                    ("ld", "lh", "lw"),
-                    ("dt", "ht", "wt"),
-                    ("ds", "hs", "ws"),
-                    strict=True,
-                ):
-                    text.open(f"for {name} in range({target}):")
-                    text(f"i{name} = {name} * {axis.stride} + {tap} * {axis.dilation} - {low}")
-                    text.open(f"if i{name} >= 0 and i{name} < {extent}:")
+                for name, axis, extent in zip("zyc", spec.axes, ("d", "h", "w"), strict=True):
+                    text.open(f"for {name} in range({extent}t):")
+                    text(f"i{name} = {name} * {axis.stride} + t{name} * {axis.dilation} - l{extent}")
+                    text.open(f"if i{name} >= 0 and i{name} < {extent}s:")
                 if spec.layout == "channels_first":
                     gradient = "(((n * zs + zc) * dt + z) * ht + y) * wt + c"
                     source = "(((n * xs + xc) * ds + iz) * hs + iy) * ws + ic"
@@ -223,17 +219,11 @@ def finish_source(spec: FinishSpec) -> Source:
                     source = "(((n * ds + iz) * hs + iy) * ws + ic) * xs + xc"
                 text(f"sum = fma(read_z(at_z(pz, {gradient}), 0), read_x(at_x(px, {source}), 0), sum)")
                 text.close(6)
-        text("store_w(at_w(pw, j), 0, sum)")
+        text("store_o(at_o(po, j), 0, sum)")
     real = real_of(spec.source)
-    words = vocabulary(z=spec.gradient, x=spec.source, p=np.dtype(real).name, w=spec.weight)
-    words.update(zero=real(0))
+    words = vocabulary(z=spec.gradient, x=spec.source, p=np.dtype(real).name, o=spec.weight)
+    words.update(zero=real(0), real=real)
     return Source("finish", FINISH, text.text, words)
-
-
-def _channels_of(spec: FinishSpec) -> tuple[str, ...]:
-    return _channels(
-        CorrelateSpec(spec.layout, spec.axes, (1, 1), spec.gradient, spec.source, spec.multiplier, spec.turned)
-    )
 
 
 @cache
@@ -246,83 +236,81 @@ def _finish(spec: FinishSpec) -> provider.Kernel:
     return provider.Kernel(finish_source(spec))
 
 
-def settled(spec: CorrelateSpec, runs: tuple[AxisRun, AxisRun, AxisRun]) -> CorrelateSpec:
-    """The specification with the window and the tile that suit."""
+def settled(
+    spec: CorrelateSpec, runs: tuple[AxisRun, AxisRun, AxisRun], channels: int, together: int
+) -> CorrelateSpec:
+    """The specification with the window, the vector and the tile that suit; ``together`` as in `gather.settled`."""
     _, rows, columns = spec.axes
     small = rows.kernel * columns.kernel <= MOST_TAPS and max(rows.stride, columns.stride) <= 4
     window = (rows.kernel, columns.kernel) if small else (1, min(8, columns.kernel))
-    if spec.layout == "channels_first":
-        tile = (min(4, runs[1].target), 1)
-    else:
-        tile = (2, 4) if runs[1].target > 1 else (1, 8)
-        if window[0] * window[1] * spec.vector > 50:
-            spec = spec._replace(vector=1)
-            tile = (1, 4)
-    return spec._replace(window=window, tile=tile)
+    taps = window[0] * window[1]
+    most = min(together, VECTORS[spec.gradient], VECTORS[spec.source])
+    high = min(2 if spec.layout == "channels_last" or taps > 25 else 4, runs[1].target)
+    if spec.layout == "channels_last":
+        most = min(most, 4 if taps <= 9 else 2 if taps <= 25 else 1)
+        vector = 1 if spec.multiplier > 1 else divisor(channels, most)
+        return spec._replace(window=window, vector=vector, tile=(high, 4 if runs[1].target > 1 else 8))
+    vector = divisor(runs[2].source, divisor(runs[2].target, most)) if small else 1
+    wide = 4 if vector > 1 else 1
+    return spec._replace(window=window, vector=vector, tile=(high, wide), lead=runs[2].shift % vector)
 
 
 def splits_of(spec: CorrelateSpec, items: int, channels: int) -> tuple[int, int]:
     """Blocks of channels, and into how many blocks each one's outputs are split: by shapes alone."""
-    groups = spec.groups[0] * spec.groups[1] * spec.groups[2]
-    if spec.layout == "channels_first":
-        blocks, together = channels, THREADS
-    else:
-        blocks, together = -(-channels // (LANES * spec.vector)), THREADS // LANES
-    most = max(1, -(-items // (together * ROUNDS)))
-    return blocks, max(1, min(most, -(-BLOCKS // (blocks * groups)), 65535))
+    blocks = -(-channels // (spec.abreast * spec.lanes))
+    most = max(1, -(-items // (THREADS // spec.abreast * ROUNDS)))
+    return blocks, max(1, min(most, -(-BLOCKS // (blocks * prod(spec.groups)))))
+
+
+class _Plan(NamedTuple):
+    """Both passes, with everything settled but the addresses and the stream."""
+
+    first: provider.Kernel
+    grid: provider.Extents
+    numbers: tuple[int, ...]
+    second: provider.Kernel
+    count: int
+    splits: int
+    finish: tuple[int, ...]
+
+
+@lru_cache(maxsize=4096)
+def _plan(
+    layout: str, g: ConvGeometry, dtypes: tuple[str, str, str], counts: tuple[int, int, int], turned: bool, together: int
+) -> _Plan:
+    images, channels, fewer = counts
+    specs, runs = passed(g, False)
+    multiplier = channels // fewer
+    gradient, source, weight = dtypes
+    spec = CorrelateSpec(layout, specs, (1, 1), gradient, source, multiplier, turned)
+    spec = settled(spec, runs, channels, together)
+    targets = tuple(axis.target for axis in runs)
+    items = images * targets[0] * -(-targets[1] // spec.tile[0]) * -(-targets[2] // spec.tile[1])
+    blocks, splits = splits_of(spec, items, channels)
+    extents = (channels, *(axis.source for axis in runs), *targets)
+    return _Plan(
+        _kernel(spec),
+        (blocks, splits, prod(spec.groups)),
+        (*extents, runs[1].shift, runs[2].shift, runs[0].low, items, splits),
+        _finish(FinishSpec(layout, specs, gradient, source, weight, multiplier, turned)),
+        channels * _taps(specs),
+        splits,
+        (images, *extents, *(axis.low for axis in runs)),
+    )
 
 
 def run(
-    grad_z: DeviceArray,
-    x: DeviceArray,
-    grad_weight: DeviceArray,
-    passed: Any,
-    layout: str,
-    *,
-    turned: bool = False,
+    grad_z: DeviceArray, x: DeviceArray, grad_weight: DeviceArray, g: ConvGeometry, layout: str, *, turned: bool = False
 ) -> None:
     """grad_weight[k,t] = Σ_n,o grad_z[n,o]·x[n,i]; either side may have the fewer channels."""
     if not grad_weight.size:
         return
-    specs, runs = passed
-    channels = grad_weight.shape[0]
-    images = grad_z.shape[0]
-    fewer = split_shape(layout, (grad_z if turned else x).shape)[1]
-    multiplier = channels // fewer
-    vector = 1
-    if layout == "channels_last" and multiplier == 1:
-        vector = min(2, *(VECTORS[array.dtype.name] for array in (grad_z, x)))
-        if channels % vector or any(array.address % (vector * array.itemsize) for array in (grad_z, x)):
-            vector = 1
-    spec = settled(
-        CorrelateSpec(layout, specs, (1, 1), grad_z.dtype.name, x.dtype.name, multiplier, turned, vector), runs
-    )
-    depth, rows, columns = (axis.target for axis in runs)
-    items = images * depth * -(-rows // spec.tile[0]) * -(-columns // spec.tile[1])
-    blocks, splits = splits_of(spec, items, channels)
-    real = np.dtype(real_of(x.dtype.name))
-    taps = specs[0].kernel * specs[1].kernel * specs[2].kernel
-    partial = grad_weight.empty((splits, channels, taps), real)
-    lanes = 1 if layout == "channels_first" else LANES
-    groups = spec.groups[0] * spec.groups[1] * spec.groups[2]
-    extents = (*(axis.source for axis in runs), depth, rows, columns)
-    places = (place_of(grad_z), place_of(x), place_of(partial))
-    block = (THREADS, 1, 1) if lanes == 1 else (LANES, THREADS // LANES, 1)
-    _kernel(spec)(
-        (blocks, splits, groups),
-        block,
-        grad_weight.stream,
-        *places,
-        *(images, channels, *extents, runs[1].shift, runs[2].shift, runs[0].low, items, splits),
-    )
-    count = channels * taps
-    threads = 8 if provider.simulated() else 64
-    finish = FinishSpec(layout, specs, grad_z.dtype.name, x.dtype.name, grad_weight.dtype.name, multiplier, turned)
-    _finish(finish)(
-        (-(-count // threads), 1, 1),
-        (threads, 1, 1),
-        grad_weight.stream,
-        *places,
-        place_of(grad_weight),
-        *(images, channels, *extents, *(axis.low for axis in runs), splits),
+    counts = (grad_z.shape[0], grad_weight.shape[0], split_shape(layout, (grad_z if turned else x).shape)[1])
+    dtypes = (grad_z.dtype.name, x.dtype.name, grad_weight.dtype.name)
+    plan = _plan(layout, g, dtypes, counts, turned, min(aligned(grad_z), aligned(x)))
+    partial = grad_weight.empty((plan.splits, plan.count), np.dtype(real_of(x.dtype.name)))
+    stream, places = grad_weight.stream, (place_of(grad_z), place_of(x), place_of(partial))
+    plan.first(plan.grid, (THREADS, 1, 1), stream, *places, *plan.numbers)
+    plan.second(
+        *sums.second_grid(plan.count), stream, *places, place_of(grad_weight), plan.count, plan.splits, *plan.finish
     )

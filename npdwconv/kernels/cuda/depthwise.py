@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 from npdwconv.activations import Activation
 from npdwconv.device import DeviceArray
-from npdwconv.geometry import Axis, ConvGeometry
-from npdwconv.kernels.cuda import borders, correlate, gather, relation
-from npdwconv.kernels.cuda.entry import Operand, entered, place_of
-from npdwconv.kernels.cuda.relation import AxisRun, AxisSpec
+from npdwconv.geometry import ConvGeometry
+from npdwconv.kernels.cuda import borders, correlate, gather
+from npdwconv.kernels.cuda.entry import Operand, aligned, entered, place_of
+from npdwconv.kernels.cuda.provider import Extents, Kernel
+from npdwconv.kernels.cuda.relation import passed
 from npdwconv.layouts import shape_of, split_shape
 from npdwconv.precision import accumulator
-
-TRIVIAL = Axis(1, 1, 1, 1, 1, 0, 0)
-
-
-class Passed(NamedTuple):
-    """A geometry as kernels take it: what they are written for, and what a launch passes."""
-
-    specs: tuple[AxisSpec, AxisSpec, AxisSpec]
-    runs: tuple[AxisRun, AxisRun, AxisRun]
-
-
-@lru_cache(maxsize=4096)
-def passed(g: ConvGeometry, adjoint: bool) -> Passed:
-    """Three axes of a correlation or its adjoint; those that are missing have one element."""
-    turn = relation.adjoint if adjoint else relation.forward
-    axes = (*(TRIVIAL,) * (3 - len(g.axes)), *g.axes)
-    depth, rows, columns = ((AxisSpec(), AxisRun()) if axis is TRIVIAL else turn(axis) for axis in axes)
-    return Passed((depth[0], rows[0], columns[0]), (depth[1], rows[1], columns[1]))
 
 
 def _gather(
@@ -45,53 +27,44 @@ def _gather(
     activation: Activation | None = None,
     other: DeviceArray | None = None,
 ) -> None:
-    specs, runs = passed(g, adjoint)
     batch, channels, _ = split_shape(layout, out.shape)
-    read = split_shape(layout, x.shape)[1]
-    folds = read > channels
-    multiplier = (read // channels if folds else channels // read) if channels and read else 1
     if not out.size:
         return
-    launch = _launch(
-        layout,
-        specs,
-        runs,
-        (x.dtype.name, weight.dtype.name, out.dtype.name, "" if other is None else other.dtype.name),
-        (multiplier, folds, bias is not None, "" if activation is None else activation.name),
-        (batch, channels),
-        min(_aligned(x), _aligned(out), 8 if other is None else _aligned(other)),
-    )
-    launch([place_of(array) for array in (x, weight, bias, other, out)], out.stream)
-
-
-def _aligned(array: DeviceArray) -> int:
-    """How many elements lie aligned together at the array's beginning: a power of two, up to 16 bytes."""
-    low = array.address & -array.address
-    return (min(low, 16) if low else 16) // array.dtype.itemsize
+    dtypes = (x.dtype.name, weight.dtype.name, out.dtype.name, "" if other is None else other.dtype.name)
+    options = (bias is not None, "" if activation is None else activation.name)
+    counts = (batch, channels, split_shape(layout, x.shape)[1])
+    together = min(aligned(x), aligned(out), 16 if other is None else aligned(other))
+    kernel, grids, numbers = _plan(layout, g, adjoint, dtypes, options, counts, together)
+    places = [place_of(array) for array in (x, weight, bias, other, out)]
+    for grid, block, begin, items in grids:
+        kernel(grid, block, out.stream, *places, begin, items, *numbers)
 
 
 @lru_cache(maxsize=4096)
-def _launch(layout: str, specs: Any, runs: Any, dtypes: Any, options: Any, counts: Any, aligned: int) -> Any:
-    """A launch with everything settled but the addresses and the stream."""
-    multiplier, folds, bias, activation = options
-    spec = gather.GatherSpec(layout, specs, *dtypes, multiplier, folds, bias, activation)
-    spec = gather.settled(spec, runs, counts[1], aligned)
-    grids = gather.grids(spec, runs, *counts)
-    kernel = gather.kernel(spec)
-    _, rows, columns = runs
+def _plan(
+    layout: str,
+    g: ConvGeometry,
+    adjoint: bool,
+    dtypes: tuple[str, str, str, str],
+    options: tuple[bool, str],
+    counts: tuple[int, int, int],
+    together: int,
+) -> tuple[Kernel, list[tuple[Extents, Extents, int, int]], tuple[int, ...]]:
+    """A kernel, its launches, and the numbers that each passes."""
+    specs, runs = passed(g, adjoint)
+    batch, channels, read = counts
+    folds = read > channels
+    multiplier = (read // channels if folds else channels // read) if read else 1
+    spec = gather.GatherSpec(layout, specs, *dtypes, multiplier, folds, *options)
+    spec = gather.settled(spec, runs, channels, together)
     numbers = (
-        counts[1],
+        channels,
         *(run.source for run in runs),
         *(run.target for run in runs),
-        *(rows.shift, columns.shift),
+        *(runs[1].shift, runs[2].shift),
         *(run.low for run in runs),
     )
-
-    def launch(places: list[Any], stream: int) -> None:
-        for grid, block, begin, items in grids:
-            kernel(grid, block, stream, *places, begin, items, *numbers)
-
-    return launch
+    return gather.kernel(spec), gather.grids(spec, runs, batch, channels), numbers
 
 
 def depthwise_fwd(
@@ -141,7 +114,7 @@ def depthwise_bwd_weight(grad_z: Operand, x: Operand, grad_weight: Operand, g: C
     """grad_w[cM+m,t] = Σ_n,o grad_z[n,cM+m,o]·x[n,c,i]."""
     with entered((grad_z, x), (grad_weight,)) as (grad, xs, result):
         source, inner = borders.pad(xs, g, layout)
-        correlate.run(grad, source, result, passed(inner, False), layout)
+        correlate.run(grad, source, result, inner, layout)
 
 
 def transpose_fwd(
@@ -182,4 +155,4 @@ def transpose_bwd_input(grad_z: Operand, weight: Operand, grad_x: Operand, g: Co
 def transpose_bwd_weight(grad_z: Operand, x: Operand, grad_weight: Operand, g: ConvGeometry, layout: str) -> None:
     """grad_w[cM+m,t] = Σ_n,o x[n,c,o]·grad_z[n,cM+m,i]."""
     with entered((grad_z, x), (grad_weight,)) as (grad, xs, result):
-        correlate.run(xs, grad, result, passed(g, False), layout, turned=True)
+        correlate.run(xs, grad, result, g, layout, turned=True)

@@ -81,3 +81,9 @@ def _leave(inside: DeviceArray, outside: Any) -> None:
 def place_of(array: DeviceArray | None) -> Any:
     """What a kernel is given for a dense array, or for none."""
     return 0 if array is None else provider.place(array.address, array.dtype, array.size)
+
+
+def aligned(array: DeviceArray) -> int:
+    """How many elements lie aligned together at the array's beginning: a power of two, up to 16 bytes."""
+    low = array.address & -array.address
+    return (min(low, 16) if low else 16) // array.dtype.itemsize

@@ -7,17 +7,16 @@ from math import prod
 
 import numpy as np
 
-from npdwconv.kernels.cuda import provider
+from npdwconv.kernels.cuda import provider, sums
 from npdwconv.kernels.cuda.entry import Operand, entered, place_of
 from npdwconv.kernels.cuda.gather import LANES
-from npdwconv.kernels.cuda.pointwise import add_up
 from npdwconv.kernels.cuda.provider import Source
 from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import real_of, vocabulary
 from npdwconv.layouts import split_shape
 
 THREADS = 8 if provider.simulated() else 256  # of a block; a power of two
-BLOCKS = 2048  # that the first pass aims at
+BLOCKS = 1024  # that the first pass aims at
 ROUNDS = 8  # elements that a thread adds at least, where blocks are enough
 ARGUMENTS = ("pz", "pp", "channels", "pixels", "items", "splits")
 
@@ -45,14 +44,10 @@ def source(gradient: str, layout: str) -> Source:
         else:
             text("place = item * channels + channel")
         text("sum = sum + read_z(at_z(pz, place), 0)", f"item += splits * {THREADS // lanes}")
-    text(f"part = cuda.shared.array({THREADS}, real)", "put(part, thread, sum)", "cuda.syncthreads()")
-    text(f"half = {THREADS // 2}")
-    with text.block(f"while half >= {lanes}:"):
-        with text.block("if thread < half:"):
-            text("put(part, thread, get(part, thread) + get(part, thread + half))")
-        text("cuda.syncthreads()", "half = half // 2")
+    text(f"part = cuda.shared.array({THREADS}, real)")
+    sums.tree(text, ["sum"], THREADS, lanes)
     with text.block(f"if thread < {lanes} and channel < channels:"):
-        text("store_p(at_p(pp, split * channels + channel), 0, get(part, thread))")
+        text(f"store_p(at_p(pp, split * channels + channel), 0, {sums.part_of(0, THREADS)})")
     real = real_of(gradient)
     words = vocabulary(z=gradient, p=np.dtype(real).name)
     words.update(zero=real(0), real=real)
@@ -82,4 +77,4 @@ def bias_bwd(grad_z: Operand, grad_bias: Operand, layout: str) -> None:
             result.stream,
             *(place_of(grad), place_of(partial), channels, max(pixels, 1), items, splits),
         )
-        add_up(partial, result)
+        sums.add_up(partial, result)

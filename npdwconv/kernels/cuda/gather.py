@@ -92,20 +92,20 @@ def settled(spec: GatherSpec, runs: tuple[AxisRun, AxisRun, AxisRun], channels: 
     taps = rows.kernel * columns.kernel
     most = min(aligned, *(VECTORS[storage] for storage in (spec.source, spec.target, spec.other) if storage))
     if spec.layout == "channels_last":
-        vector = 1 if spec.multiplier > 1 else _divisor(channels, most)
+        vector = 1 if spec.multiplier > 1 else divisor(channels, most)
         high, wide = (2, 4) if rows.kernel > 1 or runs[1].target > 1 else (1, 8)
         if taps * vector > 64:
             high = 1
         return spec._replace(vector=vector, tile=(rows.tile(min(high, runs[1].target)), columns.tile(wide)))
     wide = columns.tile(4)
-    vector = _divisor(runs[2].source, _divisor(runs[2].target, _divisor(columns.step(wide), most)))
+    vector = divisor(runs[2].source, divisor(runs[2].target, divisor(columns.step(wide), most)))
     if vector == 1:
         wide = columns.tile(1)
     high = _strip(runs[1].target, (8, 7, 4) if wide < 4 and taps <= 25 else (4, 7) if taps <= 25 else (4,))
     return spec._replace(vector=vector, tile=(rows.tile(high), wide), lead=runs[2].shift % vector)
 
 
-def _divisor(extent: int, most: int) -> int:
+def divisor(extent: int, most: int) -> int:
     """The largest power of two up to ``most`` that divides ``extent``."""
     vector = most
     while extent % vector:
@@ -204,7 +204,7 @@ def _each_tap(text: Text, axis: AxisSpec, name: str, extent: str, low: str) -> I
             yield
 
 
-def _name(prefix: str, *numbers: int) -> str:
+def scalar(prefix: str, *numbers: int) -> str:
     """A scalar's name: negative numbers are written with an underscore."""
     return prefix + "_".join(str(number).replace("-", "n") for number in numbers)
 
@@ -301,15 +301,15 @@ def _sum(text: Text, spec: GatherSpec, plane: str, pixel: str) -> None:
         return
     (high, wide), (depth, rows, columns) = spec.tile, spec.axes
     lanes = spec.lanes
-    text(*(f"{_name('a', v, u, k)} = zero" for v, u, k in product(range(high), range(wide), range(lanes))))
+    text(*(f"{scalar('a', v, u, k)} = zero" for v, u, k in product(range(high), range(wide), range(lanes))))
     down, across = rows.terms(high), columns.terms(wide)
     text(f"sy = {_origin('y', rows, high)} + sh", f"sx = {_origin('c', columns, wide)} + sw")
     groups = sorted({(off + spec.lead) // spec.together for off in across})
     if spec.lead:
         text(f"sx = sx - {spec.lead}")
-    text(*(f"{_name('c', group)} = within(sx + {group * spec.together}, ws)" for group in groups))
+    text(*(f"{scalar('c', group)} = within(sx + {group * spec.together}, ws)" for group in groups))
     if pixel != "1":
-        text(*(f"{_name('k', group)} = {group} * {pixel}" for group in groups))
+        text(*(f"{scalar('k', group)} = {group} * {pixel}" for group in groups))
     wide_row = "ws" if pixel == "1" else f"ws * {pixel}"
     with ExitStack() as stack:
         weights, origin, deep = "w", "x", depth != AxisSpec()
@@ -340,8 +340,8 @@ def _sum(text: Text, spec: GatherSpec, plane: str, pixel: str) -> None:
                             _weight(text, spec, r, s, weights, deep)
                     for begin, k in product(range(0, len(joined), MOST_FACTORS), range(lanes)):
                         some = joined[begin : begin + MOST_FACTORS]
-                        factors = [_name("w", r, s, k) for _, s in some] + [_name("x", place, k) for place, _ in some]
-                        total = _name("a", v, u, k)
+                        factors = [scalar("w", r, s, k) for _, s in some] + [scalar("x", place, k) for place, _ in some]
+                        total = scalar("a", v, u, k)
                         text(f"{total} = dot{len(some)}({', '.join([total, *factors])})")
 
 
@@ -356,7 +356,7 @@ def _origin(name: str, axis: AxisSpec, tile: int) -> str:
 def _weight(text: Text, spec: GatherSpec, r: int, s: int, weights: str, deep: bool) -> None:
     """A tap of every channel that the thread owns."""
     _, rows, columns = spec.axes
-    names, index = [_name("w", r, s, k) for k in range(spec.lanes)], r * columns.kernel + s
+    names, index = [scalar("w", r, s, k) for k in range(spec.lanes)], r * columns.kernel + s
     if not staged(spec):
         text(*(f"{name} = read_w({weights}, {k * _taps(spec) + index})" for k, name in enumerate(names)))
         return
@@ -371,19 +371,19 @@ def _weight(text: Text, spec: GatherSpec, r: int, s: int, weights: str, deep: bo
 def _load(text: Text, spec: GatherSpec, group: int, pixel: str) -> None:
     """The sources of one pixel in a vector of channels, or of one channel in a vector of pixels, guarded."""
     names = [
-        _name("x", group * spec.together + place, k) for place, k in product(range(spec.together), range(spec.lanes))
+        scalar("x", group * spec.together + place, k) for place, k in product(range(spec.together), range(spec.lanes))
     ]
     width = "" if spec.vector == 1 else str(spec.vector)
-    guard = f"inside & {_name('c', group)}"
+    guard = f"inside & {scalar('c', group)}"
     if pixel == "1":
         text(f"{', '.join(names)} = load{width}_x(row, {group * spec.together}, {guard})")
     else:
-        text(f"{', '.join(names)} = load{width}_x(step_x(row, {_name('k', group)}), 0, {guard})")
+        text(f"{', '.join(names)} = load{width}_x(step_x(row, {scalar('k', group)}), 0, {guard})")
 
 
 def _finish(text: Text, spec: GatherSpec, v: int, u: int, k: int, pixel: str, plane: str) -> str:
     """One target's sum, with its bias and activation; returns its name."""
-    name = _name("a", v, u, k)
+    name = scalar("a", v, u, k)
     image, kernel = (f"step_x(x, {k})", f"step_w(w, {k * _taps(spec)})") if k else ("x", "w")
     again = f"again({image}, {kernel}, z, y + {v}, c + {u}, ds, hs, ws, ld, lh, lw, {pixel}, {plane})"
     if spec.written_out:
@@ -401,7 +401,7 @@ def _finish(text: Text, spec: GatherSpec, v: int, u: int, k: int, pixel: str, pl
 def _write(text: Text, spec: GatherSpec, names: list[str], index: str) -> None:
     width = "" if spec.vector == 1 else str(spec.vector)
     if spec.other:
-        others = [_name("e", k) for k in range(len(names))]
+        others = [scalar("e", k) for k in range(len(names))]
         text(f"{', '.join(others)} = peek{width}_e(step_e(e, {index}), 0)")
         text(*(f"{name} = {other} * {name}" for name, other in zip(names, others, strict=True)))
     text(f"store{width}_o(step_o(o, {index}), 0, {', '.join(names)})")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from math import prod
 from typing import Any
 
@@ -10,12 +9,10 @@ import numpy as np
 
 from npdwconv.activations import Activation
 from npdwconv.device import DeviceArray
-from npdwconv.kernels.cuda import product, provider
+from npdwconv.kernels.cuda import product, sums
 from npdwconv.kernels.cuda.entry import Operand, entered, place_of
 from npdwconv.kernels.cuda.product import ProductSpec
-from npdwconv.kernels.cuda.provider import Source
-from npdwconv.kernels.cuda.source import Text
-from npdwconv.kernels.cuda.words import real_of, vocabulary
+from npdwconv.kernels.cuda.words import real_of
 from npdwconv.layouts import split_shape
 
 ALONE = 1 << 30  # from one matrix of a sum to the next, where a sum is over one
@@ -86,36 +83,6 @@ def _from(array: DeviceArray, elements: int) -> DeviceArray:
     return array if not elements else array.reshape(-1)[elements:]
 
 
-@cache
-def _finish(read: str, written: str) -> provider.Kernel:
-    """The sum of the splits' results, in order."""
-    arguments = ("pp", "po", "count", "splits")
-    text = Text("finish", arguments)
-    text("j = cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x")
-    with text.block("if j < count:"):
-        text("sum = zero", "p = at_p(pp, j)", "k = 0")
-        with text.block("while k + 8 <= splits:"):
-            text(*(f"v{n} = peek_p(step_p(p, (k + {n}) * count), 0)" for n in range(8)))
-            text(*(f"sum = sum + v{n}" for n in range(8)), "k += 8")
-        with text.block("while k < splits:"):
-            text("sum = sum + peek_p(step_p(p, k * count), 0)", "k += 1")
-        text("store_o(at_o(po, j), 0, sum)")
-    words = vocabulary(p=read, o=written)
-    words["zero"] = real_of(read)(0)
-    return provider.Kernel(Source("finish", arguments, text.text, words))
-
-
-def add_up(partial: DeviceArray, total: DeviceArray) -> None:
-    """total = Σ_s partial[s], in order."""
-    count, threads = total.size, 8 if provider.simulated() else 128
-    _finish(partial.dtype.name, total.dtype.name)(
-        (-(-count // threads), 1, 1),
-        (threads, 1, 1),
-        total.stream,
-        *(place_of(partial), place_of(total), count, partial.shape[0]),
-    )
-
-
 def pointwise_fwd(
     x: Operand, weight: Operand, bias: Operand, out: Operand, layout: str, activation: Activation | None
 ) -> None:
@@ -177,4 +144,4 @@ def pointwise_bwd_weight(grad_z: Operand, x: Operand, grad_weight: Operand, layo
             *(rows, channels, depth, *leading, channels, *batches, rows * channels),
             *(images, max(together, 1), max(piece, 1), pieces),
         )
-        add_up(partial, result)
+        sums.add_up(partial, result)

@@ -22,6 +22,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+Extents = tuple[int, int, int]
+Launch = Callable[[Extents, Extents, int, Any], None]
+
+_DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+_BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_BUFFER_POINTER and the like of cuda.h
 LEGACY = 1  # the legacy default stream, by the number that __cuda_array_interface__ and DLPack give it
 
 _stream: ContextVar[int | None] = ContextVar("npdwconv_stream", default=None)
@@ -42,11 +47,10 @@ def missing() -> str | None:
         return None
     if find_spec("numba_cuda") is None:
         return "the package numba-cuda is not installed (pip install 'npdwconv[cuda]')"
-    name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
     try:
-        driver = ctypes.CDLL(name)
+        driver = ctypes.CDLL(_DRIVER)
     except OSError:
-        return f"the NVIDIA driver is not installed ({name} was not found); the package numba-cuda is"
+        return f"the NVIDIA driver is not installed ({_DRIVER} was not found); the package numba-cuda is"
     count = ctypes.c_int(0)
     status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
     if status or not count.value:
@@ -136,9 +140,9 @@ class Kernel:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._launch: dict[int, Callable[..., None]] = {}
+        self._launch: dict[int, Launch] = {}
 
-    def __call__(self, grid: tuple[int, int, int], block: tuple[int, int, int], stream: int, *arguments: Any) -> None:
+    def __call__(self, grid: Extents, block: Extents, stream: int, *arguments: Any) -> None:
         """Launch over ``grid`` blocks of ``block`` threads on a stream."""
         device = current_device()
         launch = self._launch.get(device)
@@ -147,23 +151,43 @@ class Kernel:
         launch(grid, block, stream, arguments)
 
 
-def _launcher(source: Source) -> Callable[..., None]:
+def _launcher(source: Source) -> Launch:
+    """Launches through the driver, with the arguments packed into one buffer (CUDA driver API, ``cuLaunchKernel``)."""
     if simulated():
         return _simulator(cuda().jit(source.function()))
     kernel = cuda().jit(signature(source))(source.function())
     compiled = next(iter(kernel.overloads.values()))
-    function = compiled._codelibrary.get_cufunc().handle
-    driver = _driver()
-    handle = driver.CUfunction(int(function))
-    kinds = (ctypes.c_int64,) * len(source.arguments)
+    function = int(compiled._codelibrary.get_cufunc().handle)
+    count = len(source.arguments)
+    buffers, extras, size = ctypes.c_int64 * count, ctypes.c_void_p * 5, ctypes.c_size_t(8 * count)
+    length, call = ctypes.addressof(size), _library().cuLaunchKernel
 
-    def launch(grid: Any, block: Any, stream: int, arguments: Any, keep: Any = compiled) -> None:
-        _check(driver.cuLaunchKernel(handle, *grid, *block, 0, stream, (arguments, kinds), 0))
+    def launch(grid: Extents, block: Extents, stream: int, arguments: Any, keep: Any = (compiled, size)) -> None:
+        buffer = buffers(*arguments)
+        extra = extras(_BUFFER_POINTER, ctypes.addressof(buffer), _BUFFER_SIZE, length, _END)
+        _succeed(call(function, *grid, *block, 0, stream, None, extra))
 
     return launch
 
 
-def _simulator(kernel: Any) -> Callable[..., None]:
+@cache
+def _library() -> Any:
+    """The driver's own library, for what is called often: each call costs a microsecond or two."""
+    library = ctypes.CDLL(_DRIVER)
+    number, pointer = ctypes.c_uint, ctypes.c_void_p
+    library.cuLaunchKernel.argtypes = (pointer, *[number] * 7, pointer, pointer, pointer)
+    library.cuMemAllocFromPoolAsync.argtypes = (pointer, ctypes.c_size_t, pointer, pointer)
+    library.cuMemFreeAsync.argtypes = (ctypes.c_uint64, pointer)
+    return library
+
+
+def _succeed(status: int) -> None:
+    """RuntimeError where the driver answered that a call failed."""
+    if status:
+        _check((_driver().CUresult(status),))
+
+
+def _simulator(kernel: Any) -> Launch:
     def launch(grid: Any, block: Any, stream: int, arguments: Any) -> None:
         kernel[grid, block](*arguments)
 
@@ -188,7 +212,10 @@ def current_device() -> int:
     """The number of the current device; its primary context becomes current where none was."""
     if simulated():
         return 0
-    return int(cuda().current_context().device.id)
+    number = ctypes.c_int()
+    if _library().cuCtxGetDevice(ctypes.byref(number)):
+        return int(cuda().current_context().device.id)
+    return number.value
 
 
 def device_of(address: int) -> int:
@@ -207,7 +234,7 @@ def processors() -> int:
 
 
 @cache
-def _pool(device: int) -> Any:
+def _pool(device: int) -> int:
     driver = _driver()
     properties = driver.CUmemPoolProps()
     properties.allocType = driver.CUmemAllocationType.CU_MEM_ALLOCATION_TYPE_PINNED
@@ -216,7 +243,7 @@ def _pool(device: int) -> Any:
     pool = _check(driver.cuMemPoolCreate(properties))
     threshold = driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_RELEASE_THRESHOLD
     _check(driver.cuMemPoolSetAttribute(pool, threshold, driver.cuuint64_t(2**64 - 1)))
-    return pool
+    return int(pool)
 
 
 class Place(NamedTuple):
@@ -245,11 +272,13 @@ class Memory:
         if not size:
             self.address = 0
             return
-        driver = _driver()
+        address = ctypes.c_uint64()
+        library, pool = _library(), _pool(current_device())
         try:
-            self.address = int(_check(driver.cuMemAllocFromPoolAsync(size, _pool(current_device()), stream)))
+            _succeed(library.cuMemAllocFromPoolAsync(ctypes.byref(address), size, pool, stream))
         except RuntimeError as error:
             raise MemoryError(f"{size} bytes could not be had on the device: {error}") from None
+        self.address = address.value
 
     def used_on(self, stream: int) -> None:
         """Work on ``stream`` refers to this memory: it comes after what was there, and the memory outlasts it."""
@@ -257,9 +286,9 @@ class Memory:
             wait_for(stream, self.stream)
             self.stream = stream
 
-    def __del__(self, simulated: Any = simulated, driver: Any = _driver) -> None:
+    def __del__(self, simulated: Any = simulated, library: Any = _library) -> None:
         if not simulated() and getattr(self, "address", 0):
-            driver().cuMemFreeAsync(self.address, self.stream)
+            library().cuMemFreeAsync(self.address, self.stream)
 
 
 def host_view(address: int, size: int) -> Any:

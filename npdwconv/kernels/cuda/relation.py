@@ -10,9 +10,10 @@ which taps are whole does not depend on ``n``: nothing is scattered, and every i
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
-from npdwconv.geometry import Axis
+from npdwconv.geometry import Axis, ConvGeometry
 
 
 class AxisSpec(NamedTuple):
@@ -65,3 +66,22 @@ def adjoint(axis: Axis) -> tuple[AxisSpec, AxisRun]:
     whole, phase = divmod(axis.low, axis.stride)
     spec = AxisSpec(axis.kernel, axis.stride, axis.dilation, True, phase)
     return spec, AxisRun(axis.out, axis.size, whole, axis.low)
+
+
+TRIVIAL = Axis(1, 1, 1, 1, 1, 0, 0)
+
+
+class Passed(NamedTuple):
+    """A geometry as kernels take it: what they are written for, and what a launch passes."""
+
+    specs: tuple[AxisSpec, AxisSpec, AxisSpec]
+    runs: tuple[AxisRun, AxisRun, AxisRun]
+
+
+@lru_cache(maxsize=4096)
+def passed(g: ConvGeometry, transposed: bool) -> Passed:
+    """Three axes of a correlation or its adjoint; those that are missing have one element."""
+    turn = adjoint if transposed else forward
+    axes = (*(TRIVIAL,) * (3 - len(g.axes)), *g.axes)
+    depth, rows, columns = ((AxisSpec(), AxisRun()) if axis is TRIVIAL else turn(axis) for axis in axes)
+    return Passed((depth[0], rows[0], columns[0]), (depth[1], rows[1], columns[1]))
