@@ -20,7 +20,7 @@ from npdwconv.plans import (
     convolve,
     depthwise_plan,
     open_call,
-    recall_key,
+    recall,
     remember,
 )
 
@@ -31,7 +31,7 @@ def _input_grad(
     name: str, rank: int, grad_out: Any, weight: Any, input_shape: Any, options: ConvOptions, backend: str | None
 ) -> Array:
     run = kernel(name, "depthwise_bwd_input", backend, grad_out, weight)
-    key = recall_key(name, (grad_out, weight), (*options[:-1], input_shape))
+    key, (grad_out, weight) = recall(name, (grad_out, weight), (*options[:-1], input_shape))
     geometry = None if key is None else _settled.get(key)
     grad_z, w, shape, layout = grad_out, weight, input_shape, options.layout
     if geometry is None:
@@ -65,7 +65,7 @@ def _weight_grad(
     name: str, rank: int, grad_out: Any, x: Any, weight_shape: Any, options: ConvOptions, backend: str | None
 ) -> Array:
     run = kernel(name, "depthwise_bwd_weight", backend, grad_out, x)
-    key = recall_key(name, (grad_out, x), (*options[:-1], weight_shape))
+    key, (grad_out, x) = recall(name, (grad_out, x), (*options[:-1], weight_shape))
     geometry = None if key is None else _settled.get(key)
     grad_z, xs, shape, layout = grad_out, x, weight_shape, options.layout
     if geometry is None:

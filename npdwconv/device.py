@@ -178,11 +178,11 @@ _KDLCUDA = 2  # of dlpack.h
 
 def on_device(x: Any) -> bool:
     """Whether an array lies on a CUDA device, by its own protocols."""
-    if hasattr(x, "__cuda_array_interface__"):
+    if type(x) is DeviceArray:
         return True
-    if not hasattr(x, "__dlpack_device__"):
-        return False
-    return int(x.__dlpack_device__()[0]) in (_KDLCUDA, 13)  # and kDLCUDAManaged
+    if hasattr(x, "__dlpack_device__"):
+        return int(x.__dlpack_device__()[0]) in (_KDLCUDA, 13)  # and kDLCUDAManaged
+    return hasattr(x, "__cuda_array_interface__")
 
 
 def _dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

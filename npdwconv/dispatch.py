@@ -45,7 +45,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 _VARIABLE = "NPDWCONV_BACKEND"
-_kernels: dict[Any, tuple[Kernel, ...]] = {}  # what was chosen for host arrays, by all that a choice depends on
+_kernels: dict[Any, tuple[Kernel, ...]] = {}  # what was chosen, by all that a choice depends on
 _existing: dict[Any, bool] = {}
 _context: ContextVar[str | None] = ContextVar("npdwconv_backend", default=None)
 
@@ -130,9 +130,9 @@ def kernels(operator: str, operations: tuple[str, ...], backend: str | None, *op
         if operand is not None and type(operand) is not np.ndarray and on_device(operand):
             x = operand
             break
-    if x is not None or not (backend is None or type(backend) is str):
+    if not (backend is None or type(backend) is str):
         return tuple(_chosen(operator, operation, backend, x) for operation in operations)
-    key = (operations, backend, _context.get(), os.environ.get(_VARIABLE))
+    key = (operations, backend, x is not None, _context.get(), os.environ.get(_VARIABLE))
     found = _kernels.get(key)
     if found is None:
         found = _kernels[key] = tuple(_chosen(operator, operation, backend, x) for operation in operations)

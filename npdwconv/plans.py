@@ -9,7 +9,8 @@ import numpy as np
 
 from npdwconv.activations import ACTIVATIONS, Activation
 from npdwconv.arguments import Call, check_allocatable, check_multiplier, fits_plainly
-from npdwconv.device import DeviceArray
+from npdwconv.device import DeviceArray, adopted, on_device
+from npdwconv.errors import DTypeError
 from npdwconv.dispatch import Kernel, kernels
 from npdwconv.geometry import ConvGeometry, conv_geometry, transpose_geometry
 from npdwconv.layouts import LAYOUTS, Array, shape_of, split_shape
@@ -104,7 +105,7 @@ def depthwise_plan(
     name: str, rank: int, x: Any, weight: Any, bias: Any, options: ConvOptions, *, stage: str = ""
 ) -> DepthwisePlan:
     """Check a depthwise or transposed depthwise call and plan it; ``stage`` precedes its operands' names."""
-    key = recall_key(name, (x, weight, bias), options[:-1])
+    key, (x, weight, bias) = recall(name, (x, weight, bias), options[:-1])
     known = None if key is None else _settled.get(key)
     if known is not None:
         operands = {"x": x, f"{stage}weight": weight}
@@ -115,6 +116,25 @@ def depthwise_plan(
     if key is not None:
         remember(_settled, key, Settled(plan.geometry, plan.activation, plan.shape))
     return plan
+
+
+def recall(name: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """`recall_key`, and the arrays; another package's device arrays as ours, so that such calls are recalled, too."""
+    key = recall_key(name, arrays, options)
+    if key is None and any(array is not None and type(array) is not np.ndarray for array in arrays):
+        arrays = tuple(placed(name, array) for array in arrays)
+        key = recall_key(name, arrays, options)
+    return key, arrays
+
+
+def placed(name: str, array: Any) -> Any:
+    """A device array of another package as ours; anything else, and what cannot be taken, as it is."""
+    if array is None or isinstance(array, np.ndarray) or not on_device(array):
+        return array
+    try:
+        return adopted(name, array)
+    except DTypeError:
+        return array  # the check of operands says what is wrong, and in which call
 
 
 def recall_key(name: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
@@ -176,10 +196,9 @@ def convolve(
     name: str, rank: int, run: Kernel, operands: tuple[Any, Any, Any], options: ConvOptions, out: Any
 ) -> Array:
     """Check, plan and run a depthwise or transposed depthwise call; one like a call before is run at once."""
-    key = recall_key(name, operands, options[:-1])
+    key, (x, weight, bias) = recall(name, operands, options[:-1])
     known = None if key is None else _settled.get(key)
-    x, weight, bias = operands
-    if known is None or not (out is None or fits_plainly(out, known.shape, operands)):
+    if known is None or not (out is None or fits_plainly(out, known.shape, (x, weight, bias))):
         return forward(run, depthwise_plan(name, rank, x, weight, bias, options), out)
     result: Array = empty(x, known.shape) if out is None else out
     run(x, weight[:, 0], bias, result, known.geometry, options.layout, known.activation)

@@ -19,7 +19,7 @@ from npdwconv.plans import (
     empty_grads,
     given,
     open_call,
-    recall_key,
+    recall,
     remember,
 )
 from npdwconv.precision import accumulator
@@ -42,7 +42,7 @@ _settled: dict[Any, tuple[Activation | None, tuple[int, ...]]] = {}
 
 def pointwise_plan(name: str, x: Any, weight: Any, bias: Any, layout: Any, activation: Any) -> PointwisePlan:
     """Check a pointwise call and plan it; a call like one that was checked before is not checked again."""
-    key = recall_key(name, (x, weight, bias), (layout, activation))
+    key, (x, weight, bias) = recall(name, (x, weight, bias), (layout, activation))
     known = None if key is None else _settled.get(key)
     if known is None:
         plan = _checked_plan(name, x, weight, bias, layout, activation)
