@@ -42,7 +42,8 @@ class DeviceArray:
         writable: bool = True,
     ) -> None:
         self._owner, self.address, self.shape, self.dtype = owner, address, shape, dtype
-        self._strides = None if strides == _dense_strides(shape, dtype.itemsize) else strides
+        dense = strides is None or strides == _dense_strides(shape, dtype.itemsize)
+        self._strides = None if dense else strides
         self.stream, self.writable = stream, writable
 
     def __repr__(self) -> str:
@@ -107,6 +108,9 @@ class DeviceArray:
         return DeviceArray(flat._owner, flat.address, asked, self.dtype, None, self.stream, self.writable)
 
     def __getitem__(self, key: Any) -> DeviceArray:
+        if self._strides is None and type(key) is tuple and key == _SECOND and self.ndim > 1 and self.shape[1] == 1:
+            shape = self.shape[:1] + self.shape[2:]  # a depthwise weight's only input channel, asked for in every call
+            return DeviceArray(self._owner, self.address, shape, self.dtype, None, self.stream, self.writable)
         return self._viewed(lambda phantom: phantom[key])
 
     def swapaxes(self, one: int, other: int) -> DeviceArray:
@@ -174,6 +178,7 @@ class DeviceArray:
 
 
 _KDLCUDA = 2  # of dlpack.h
+_SECOND = (slice(None), 0)
 
 
 def on_device(x: Any) -> bool:

@@ -17,6 +17,12 @@ def is_supported(dtype: np.dtype[Any]) -> bool:
 
 
 @cache
+def storage(dtype: np.dtype[Any]) -> str:
+    """A dtype's name, which takes NumPy three microseconds to say."""
+    return dtype.name
+
+
+@cache
 def accumulator(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """The dtype in which products of ``dtype`` are summed: float32 for the 16-bit ones, otherwise itself."""
     return np.dtype(ACCUMULATORS[dtype.name])

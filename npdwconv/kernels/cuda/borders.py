@@ -16,6 +16,7 @@ from npdwconv.kernels.cuda.entry import place_of
 from npdwconv.kernels.cuda.provider import Source
 from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import vocabulary
+from npdwconv.precision import storage
 
 ARGUMENTS = ("pi", "po", "count", "inner", "size", "padded", "low")
 
@@ -55,7 +56,7 @@ def _kernel(read: str, written: str, mode: str, adjoint: bool) -> provider.Kerne
 def _run(read: DeviceArray, written: DeviceArray, place: int, axis: Axis, mode: str, adjoint: bool) -> None:
     count, inner = written.size, prod(written.shape[place + 1 :])
     if count:
-        _kernel(read.dtype.name, written.dtype.name, mode, adjoint)(
+        _kernel(storage(read.dtype), storage(written.dtype), mode, adjoint)(
             (-(-count // copies.THREADS), 1, 1),
             (copies.THREADS, 1, 1),
             written.stream,

@@ -11,6 +11,7 @@ from npdwconv.kernels.cuda import provider
 from npdwconv.kernels.cuda.provider import Source
 from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import vocabulary
+from npdwconv.precision import storage
 
 RANK = 5  # axes that a copy has: batch, channels and three of space
 ARGUMENTS = (
@@ -51,7 +52,7 @@ def copy(read: DeviceArray, written: DeviceArray, *, adds: bool = False) -> None
     extents = (1,) * (RANK - read.ndim) + read.shape
     begin, ib, steps = _lowest(read)
     end, ob, stops = _lowest(written)
-    _kernel(read.dtype.name, written.dtype.name, adds)(
+    _kernel(storage(read.dtype), storage(written.dtype), adds)(
         (-(-count // THREADS), 1, 1),
         (THREADS, 1, 1),
         written.stream,

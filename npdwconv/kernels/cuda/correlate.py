@@ -27,6 +27,7 @@ from npdwconv.kernels.cuda.relation import AxisRun, AxisSpec, passed
 from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import real_of, vocabulary
 from npdwconv.layouts import split_shape
+from npdwconv.precision import storage
 
 THREADS = 8 if provider.simulated() else 256  # of a block; a power of two
 CHUNK = 16  # sums that a block adds up at once
@@ -306,9 +307,9 @@ def run(
     if not grad_weight.size:
         return
     counts = (grad_z.shape[0], grad_weight.shape[0], split_shape(layout, (grad_z if turned else x).shape)[1])
-    dtypes = (grad_z.dtype.name, x.dtype.name, grad_weight.dtype.name)
+    dtypes = (storage(grad_z.dtype), storage(x.dtype), storage(grad_weight.dtype))
     plan = _plan(layout, g, dtypes, counts, turned, min(aligned(grad_z), aligned(x)))
-    partial = grad_weight.empty((plan.splits, plan.count), np.dtype(real_of(x.dtype.name)))
+    partial = grad_weight.empty((plan.splits, plan.count), np.dtype(real_of(storage(x.dtype))))
     stream, places = grad_weight.stream, (place_of(grad_z), place_of(x), place_of(partial))
     plan.first(plan.grid, (THREADS, 1, 1), stream, *places, *plan.numbers)
     plan.second(

@@ -12,7 +12,7 @@ from npdwconv.kernels.cuda.entry import Operand, aligned, entered, place_of
 from npdwconv.kernels.cuda.provider import Extents, Kernel
 from npdwconv.kernels.cuda.relation import passed
 from npdwconv.layouts import shape_of, split_shape
-from npdwconv.precision import accumulator
+from npdwconv.precision import accumulator, storage
 
 
 def _gather(
@@ -30,7 +30,7 @@ def _gather(
     batch, channels, _ = split_shape(layout, out.shape)
     if not out.size:
         return
-    dtypes = (x.dtype.name, weight.dtype.name, out.dtype.name, "" if other is None else other.dtype.name)
+    dtypes = (storage(x.dtype), storage(weight.dtype), storage(out.dtype), "" if other is None else storage(other.dtype))
     options = (bias is not None, "" if activation is None else activation.name)
     counts = (batch, channels, split_shape(layout, x.shape)[1])
     together = min(aligned(x), aligned(out), 16 if other is None else aligned(other))
@@ -56,7 +56,7 @@ def _plan(
     folds = read > channels
     multiplier = (read // channels if folds else channels // read) if read else 1
     spec = gather.GatherSpec(layout, specs, *dtypes, multiplier, folds, *options)
-    spec = gather.settled(spec, runs, channels, together)
+    spec = gather.settled(spec, runs, batch, channels, together)
     numbers = (
         channels,
         *(run.source for run in runs),

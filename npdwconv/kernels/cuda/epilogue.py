@@ -14,6 +14,7 @@ from npdwconv.kernels.cuda.provider import Source
 from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import real_of, vocabulary
 from npdwconv.layouts import split_shape
+from npdwconv.precision import storage
 
 THREADS = 8 if provider.simulated() else 256  # of a block; a power of two
 BLOCKS = 1024  # that the first pass aims at
@@ -70,8 +71,8 @@ def bias_bwd(grad_z: Operand, grad_bias: Operand, layout: str) -> None:
         blocks = -(-channels // lanes)
         most = max(1, -(-items // (THREADS // lanes * ROUNDS)))
         splits = max(1, min(most, -(-BLOCKS // blocks), 65535))
-        partial = result.empty((splits, channels), np.dtype(real_of(grad.dtype.name)))
-        _kernel(grad.dtype.name, layout)(
+        partial = result.empty((splits, channels), np.dtype(real_of(storage(grad.dtype))))
+        _kernel(storage(grad.dtype), layout)(
             (blocks, splits, 1),
             (THREADS, 1, 1),
             result.stream,

@@ -27,8 +27,9 @@ from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import MOST_FACTORS, real_of, vocabulary
 
 MOST_TAPS = 49  # of a kernel whose taps are written out
+ENOUGH = 0 if provider.simulated() else 6_000_000  # targets from which on large tiles still fill the device
 LANES = 4 if provider.simulated() else 32  # neighbouring channels of a block, channels_last, each a vector
-THREADS = 16 if provider.simulated() else 256  # of a block
+FIRST, LAST = (16, 16) if provider.simulated() else (128, 256)  # threads of a block, in either layout
 RESIDENT = 4  # blocks a multiprocessor that walk over the pixels, channels_last
 MOST_ITEMS = 1 << 30  # tiles of a launch
 VECTORS = {"float16": 4, "bfloat16": 4, "float32": 4, "float64": 2}  # elements read at once
@@ -81,27 +82,30 @@ def kernel(spec: GatherSpec) -> provider.Kernel:
     return provider.Kernel(source(spec))
 
 
-def settled(spec: GatherSpec, runs: tuple[AxisRun, AxisRun, AxisRun], channels: int, aligned: int) -> GatherSpec:
+def settled(
+    spec: GatherSpec, runs: tuple[AxisRun, AxisRun, AxisRun], images: int, channels: int, together: int
+) -> GatherSpec:
     """The specification with the vector and the tile that its kernel and extents suit.
 
-    ``aligned`` is how many elements of an array lie aligned together, in the array where they are fewest.
+    ``together`` is how many elements of an array lie aligned together, in the array where they are fewest.
     """
     _, rows, columns = spec.axes
     if not spec.written_out:
         return spec._replace(tile=(1, 1), vector=1)
     taps = rows.kernel * columns.kernel
-    most = min(aligned, *(VECTORS[storage] for storage in (spec.source, spec.target, spec.other) if storage))
+    most = min(together, *(VECTORS[storage] for storage in (spec.source, spec.target, spec.other) if storage))
     if spec.layout == "channels_last":
-        vector = 1 if spec.multiplier > 1 else divisor(channels, most)
+        vector = 1 if spec.multiplier > 1 else divisor(channels, min(most, 4 if taps <= 9 else 2))
         high, wide = (2, 4) if rows.kernel > 1 or runs[1].target > 1 else (1, 8)
-        if taps * vector > 64:
+        if taps > 25 or (max(rows.stride, columns.stride) > 1 and not rows.adjoint):
             high = 1
         return spec._replace(vector=vector, tile=(rows.tile(min(high, runs[1].target)), columns.tile(wide)))
-    wide = columns.tile(4)
+    few = images * channels * runs[0].target * runs[1].target * runs[2].target < ENOUGH
+    wide = columns.tile(2 if few else 4)
     vector = divisor(runs[2].source, divisor(runs[2].target, divisor(columns.step(wide), most)))
     if vector == 1:
         wide = columns.tile(1)
-    high = _strip(runs[1].target, (8, 7, 4) if wide < 4 and taps <= 25 else (4, 7) if taps <= 25 else (4,))
+    high = _strip(runs[1].target, (4, 7) if taps <= 25 and vector > 1 else (8, 7, 4) if taps <= 25 else (4,))
     return spec._replace(vector=vector, tile=(rows.tile(high), wide), lead=runs[2].shift % vector)
 
 
@@ -131,11 +135,11 @@ def grids(
     for begin in range(0, whole, some):
         items = min(some, whole - begin) * each
         if first:
-            found.append(((-(-items // THREADS), 1, 1), (THREADS, 1, 1), begin, items))
+            found.append(((-(-items // FIRST), 1, 1), (FIRST, 1, 1), begin, items))
             continue
         lanes = -(-channels // spec.vector)
         wide = min(LANES, lanes)
-        high = THREADS // wide
+        high = LAST // wide
         across = -(-lanes // wide)
         blocks = max(1, min(-(-items // high), -(-provider.processors() * RESIDENT // across)))
         found.append(((blocks, across, 1), (wide, high, 1), begin, items))
@@ -231,7 +235,7 @@ def _first(text: Text, spec: GatherSpec) -> None:
         if spec.bias:
             text("b0 = read_b(at_b(pb, channel), 0)")
         _sum(text, spec, "area", "1")
-        _store_first(text, spec)
+        _store(text, spec)
 
 
 def _last(text: Text, spec: GatherSpec) -> None:
@@ -276,7 +280,7 @@ def _last(text: Text, spec: GatherSpec) -> None:
         if spec.other:
             text(f"e = at_e(pe, {place})")
         _sum(text, spec, "1", "pixel")
-        _store_last(text, spec)
+        _store(text, spec)
         text("item += cuda.gridDim.x * cuda.blockDim.y")
 
 
@@ -381,21 +385,58 @@ def _load(text: Text, spec: GatherSpec, group: int, pixel: str) -> None:
         text(f"{', '.join(names)} = load{width}_x(step_x(row, {scalar('k', group)}), 0, {guard})")
 
 
-def _finish(text: Text, spec: GatherSpec, v: int, u: int, k: int, pixel: str, plane: str) -> str:
-    """One target's sum, with its bias and activation; returns its name."""
-    name = scalar("a", v, u, k)
-    image, kernel = (f"step_x(x, {k})", f"step_w(w, {k * _taps(spec)})") if k else ("x", "w")
-    again = f"again({image}, {kernel}, z, y + {v}, c + {u}, ds, hs, ws, ld, lh, lw, {pixel}, {plane})"
-    if spec.written_out:
-        with text.block(f"if not finite({name}):"):
-            text(f"{name} = {again}")
-    else:
-        text(f"{name} = {again}")
+def _store(text: Text, spec: GatherSpec) -> None:
+    """The tile's targets that exist; where any sum is not finite, every one is formed again."""
+    if not spec.written_out:
+        _store_again(text, spec)
+        return
+    (high, wide), step = spec.tile, spec.together
+    sums = [scalar("a", v, u, k) for v, u, k in product(range(high), range(wide), range(spec.lanes))]
+    text("check = zero")  # zero times a number is zero unless that is not finite
+    for begin in range(0, len(sums), MOST_FACTORS):
+        some = sums[begin : begin + MOST_FACTORS]
+        text(f"check = dot{len(some)}({', '.join(['check', *some, *['zero'] * len(some)])})")
+    with text.block("if finite(check):"):
+        for v in range(high):
+            with text.block(f"if y + {v} < ht:"):
+                for u in range(0, wide, step):
+                    with text.block(f"if c + {u} < wt:"):
+                        names = [scalar("a", v, u + n, k) for n, k in product(range(step), range(spec.lanes))]
+                        for k, name in enumerate(names):
+                            _finish(text, spec, name, str(k if step == 1 else 0))
+                        _write(text, spec, names, _place(spec, str(v), str(u), "0"))
+    with text.block("else:"):
+        _store_again(text, spec)
+
+
+def _place(spec: GatherSpec, v: str, u: str, k: str) -> str:
+    """Where a target of the tile lies, in elements from the first."""
+    pixel = f"({v} * wt + {u})"
+    return pixel if spec.layout == "channels_first" else f"{pixel} * channels + {k}"
+
+
+def _store_again(text: Text, spec: GatherSpec) -> None:
+    """The tile's targets, each formed tap by tap."""
+    (high, wide), pixel, plane = spec.tile, "1", "area"
+    if spec.layout == "channels_last":
+        pixel, plane = "pixel", "1"
+    with (
+        text.block(f"for v in range(min({high}, ht - y)):"),
+        text.block(f"for u in range(min({wide}, wt - c)):"),
+        text.block(f"for k in range({spec.lanes}):"),
+    ):
+        kernel = f"step_w(w, k * {_taps(spec)})"
+        text(f"s = again(step_x(x, k), {kernel}, z, y + v, c + u, ds, hs, ws, ld, lh, lw, {pixel}, {plane})")
+        _finish(text, spec, "s", "k")
+        _write(text, spec._replace(vector=1), ["s"], _place(spec, "v", "u", "k"))
+
+
+def _finish(text: Text, spec: GatherSpec, name: str, k: str) -> None:
+    """Bias and activation."""
     if spec.bias:
-        text(f"{name} = {name} + {f'read_b(b, {k})' if spec.layout == 'channels_last' else 'b0'}")
+        text(f"{name} = {name} + {f'peek_b(step_b(b, {k}), 0)' if spec.layout == 'channels_last' else 'b0'}")
     if spec.activation:
         text(f"{name} = act({name})")
-    return name
 
 
 def _write(text: Text, spec: GatherSpec, names: list[str], index: str) -> None:
@@ -405,23 +446,3 @@ def _write(text: Text, spec: GatherSpec, names: list[str], index: str) -> None:
         text(f"{', '.join(others)} = peek{width}_e(step_e(e, {index}), 0)")
         text(*(f"{name} = {other} * {name}" for name, other in zip(names, others, strict=True)))
     text(f"store{width}_o(step_o(o, {index}), 0, {', '.join(names)})")
-
-
-def _store_first(text: Text, spec: GatherSpec) -> None:
-    high, wide = spec.tile
-    for v in range(high):
-        with text.block(f"if y + {v} < ht:"):
-            for u in range(0, wide, spec.together):
-                with text.block(f"if c + {u} < wt:"):
-                    names = [_finish(text, spec, v, u + n, 0, "1", "area") for n in range(spec.together)]
-                    _write(text, spec, names, f"{v} * wt + {u}")
-
-
-def _store_last(text: Text, spec: GatherSpec) -> None:
-    high, wide = spec.tile
-    for v in range(high):
-        with text.block(f"if y + {v} < ht:"):
-            for u in range(wide):
-                with text.block(f"if c + {u} < wt:"):
-                    names = [_finish(text, spec, v, u, k, "pixel", "1") for k in range(spec.lanes)]
-                    _write(text, spec, names, f"({v} * wt + {u}) * channels")

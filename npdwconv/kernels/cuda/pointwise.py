@@ -14,6 +14,7 @@ from npdwconv.kernels.cuda.entry import Operand, entered, place_of
 from npdwconv.kernels.cuda.product import ProductSpec
 from npdwconv.kernels.cuda.words import real_of
 from npdwconv.layouts import split_shape
+from npdwconv.precision import storage
 
 ALONE = 1 << 30  # from one matrix of a sum to the next, where a sum is over one
 BLOCKS = 512  # that a sum over all pixels is split into, at most and about
@@ -41,24 +42,24 @@ def _multiply(
     images, summed, spatial = split_shape(layout, x.shape)
     results, pixels = split_shape(layout, out.shape)[1], prod(spatial)
     name = "" if activation is None else activation.name
-    storage, chained = ("" if bias is None else bias.dtype.name), ("" if other is None else other.dtype.name)
+    biased, chained = ("" if bias is None else storage(bias.dtype)), ("" if other is None else storage(other.dtype))
     if layout == "channels_first":
         rows, columns, count = results, pixels, images
         spec = ProductSpec(
-            weight.dtype.name, x.dtype.name, out.dtype.name, not transposed, False, "rows" if storage else ""
+            storage(weight.dtype), storage(x.dtype), storage(out.dtype), not transposed, False, "rows" if biased else ""
         )
         leading = (weight.shape[1], pixels, pixels, 0, summed * pixels, results * pixels)
         factors = (weight, x)
     else:
         rows, columns, count = images * pixels, results, 1
         spec = ProductSpec(
-            x.dtype.name, weight.dtype.name, out.dtype.name, True, not transposed, "columns" if storage else ""
+            storage(x.dtype), storage(weight.dtype), storage(out.dtype), True, not transposed, "columns" if biased else ""
         )
         leading = (summed, weight.shape[1], results, 0, 0, 0)
         factors = (x, weight)
     tile = product.tile_for(rows, columns, count)
     spec = spec._replace(
-        bias_storage=storage,
+        bias_storage=biased,
         activation=name,
         other=chained,
         tile=tile,
@@ -119,7 +120,7 @@ def pointwise_bwd_weight(grad_z: Operand, x: Operand, grad_weight: Operand, layo
         images, channels, spatial = split_shape(layout, xs.shape)
         rows, pixels = result.shape[0], prod(spatial)
         first = layout == "channels_first"
-        spec = ProductSpec(grad.dtype.name, xs.dtype.name, "", first, first)
+        spec = ProductSpec(storage(grad.dtype), storage(xs.dtype), "", first, first)
         images, depth = (images, pixels) if first else (1, images * pixels)
         tile = product.tile_for(rows, channels, 200)
         tiles = -(-rows // tile.rows) * -(-channels // tile.columns)
@@ -129,7 +130,7 @@ def pointwise_bwd_weight(grad_z: Operand, x: Operand, grad_weight: Operand, layo
         piece = -(-depth // (pieces * tile.depth)) * tile.depth
         pieces = max(1, -(-depth // max(piece, 1)))
         splits = max(1, together) * pieces
-        real = np.dtype(real_of(grad.dtype.name))
+        real = np.dtype(real_of(storage(grad.dtype)))
         partial = result.empty((splits, rows, channels), real)
         spec = spec._replace(
             c=real.name, tile=tile, vector=product.width_of(channels, channels, rows * channels, partial)

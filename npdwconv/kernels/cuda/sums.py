@@ -10,6 +10,7 @@ from npdwconv.kernels.cuda.entry import place_of
 from npdwconv.kernels.cuda.provider import Source
 from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import real_of, vocabulary
+from npdwconv.precision import storage
 
 ABREAST, PARTS = (4, 2) if provider.simulated() else (32, 16)  # results of a block, and threads that share each
 UNROLLED = 8  # blocks' sums that a thread has under way at once
@@ -78,6 +79,6 @@ def _kernel(read: str, written: str) -> provider.Kernel:
 def add_up(partial: DeviceArray, total: DeviceArray) -> None:
     """total = Σ_s partial[s], in a fixed order."""
     count = total.size
-    _kernel(partial.dtype.name, total.dtype.name)(
+    _kernel(storage(partial.dtype), storage(total.dtype))(
         *second_grid(count), total.stream, place_of(partial), place_of(total), count, partial.shape[0]
     )
