@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import Any
 
 from npdwconv import demo, info
-from npdwconv.bench import plot, report, run
+from npdwconv.bench import device, device_report, plot, report, run
 from npdwconv.bench.families import FAMILIES
 from npdwconv.bench.measure import PEERS, Settings
 from npdwconv.console import count, table
@@ -222,6 +222,8 @@ def _bench(args: argparse.Namespace) -> int:
         error_map.check(args.plot)
     if args.markdown is not None:
         report.check(args.markdown)
+    if args.backend == "cuda":
+        return _bench_device(args)
     chosen = run.choose(args.family, args.match, args.quick)
     settings = _bench_settings(args)
     found = run.run(
@@ -238,7 +240,22 @@ def _bench(args: argparse.Namespace) -> int:
     if args.plot is not None:
         plot.draw(found, args.plot)
     if args.markdown is not None:
-        report.write(found, args.markdown)
+        report.write(report.markdown(found), args.markdown)
+    return FAILED if found.wrong else SUCCESS
+
+
+def _bench_device(args: argparse.Namespace) -> int:
+    """The GPU's own benchmark: ours and PyTorch share the device, and so one process."""
+    for option in ("family", "peer", "threads", "plot"):
+        if getattr(args, option):
+            raise OptionError(f"--{option} does not apply with --backend cuda; needed --match, --quick, --rounds")
+    rounds = integer("rounds", (3 if args.quick else 7) if args.rounds is None else args.rounds, least=1)
+    cases = device.shapes(args.match, args.quick)
+    found = device.run(cases, rounds, not args.match, _tell)
+    _tell("")
+    print(_json(found.as_dict()) if args.json else device_report.describe(found))
+    if args.markdown is not None:
+        report.write(device_report.markdown(found), args.markdown)
     return FAILED if found.wrong else SUCCESS
 
 

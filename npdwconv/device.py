@@ -1,7 +1,7 @@
 """Device room: arrays in the memory of a CUDA device, as operators take and return them.
 
-`DeviceArray` offers ``__cuda_array_interface__`` (version 3) and DLPack, so that CuPy, PyTorch and JAX take it without a
-copy; theirs are taken the same way. Nothing here waits for the device but `DeviceArray.copy_to_host` and `to_device`.
+`DeviceArray` offers ``__cuda_array_interface__`` (version 3) and DLPack, so that CuPy, PyTorch and JAX take it without
+a copy; theirs are taken the same way. Nothing here waits for the device but `DeviceArray.copy_to_host` and `to_device`.
 """
 
 from __future__ import annotations
@@ -283,10 +283,8 @@ def adopted(name: str, value: Any) -> DeviceArray:
     from npdwconv.kernels.cuda import dlpack
 
     asked = _provider().asked_stream()
-    if type(value) is DeviceArray:
-        found = value
-    else:
-        found = _by_interface(name, value) or dlpack.adopted(name, value, asked)
+    ours = value if type(value) is DeviceArray else None
+    found = ours or _by_interface(name, value) or dlpack.adopted(name, value, asked)
     if asked is not None and asked != found.stream:
         _provider().wait_for(asked, found.stream)
         found = DeviceArray(found._owner, found.address, found.shape, found.dtype, found.strides, asked, found.writable)

@@ -146,8 +146,8 @@ def _chosen(operator: str, operation: str, backend: str | None, x: Any) -> Kerne
         require_usable(choice.backend)
         if x is not None and choice.backend != "cuda":
             raise BackendUnavailableError(
-                f"backend {choice.backend!r} ({choice.reason}) takes arrays in CPU memory, and {type(x).__name__} lies on "
-                f"a CUDA device; copy it to the host, or leave the choice to npdwconv"
+                f"backend {choice.backend!r} ({choice.reason}) takes arrays in CPU memory, and {type(x).__name__} "
+                f"lies on a CUDA device; copy it to the host, or leave the choice to npdwconv"
             )
         if choice.backend not in backends:
             raise BackendUnavailableError(
@@ -181,7 +181,9 @@ def unusable(name: str) -> str | None:
     """Why backend ``name`` cannot be used here, or None."""
     if not any(name in backends for _, backends in TABLE.values()):
         return "this version of npdwconv has no kernels for it"
-    return {"numba": _numba_missing, "cuda": _cuda_missing}[name]() if name != "reference" else None
+    if name == "reference":
+        return None
+    return _numba_missing() if name == "numba" else _cuda_missing()
 
 
 @cache

@@ -10,8 +10,8 @@ import numpy as np
 from npdwconv.activations import ACTIVATIONS, Activation
 from npdwconv.arguments import Call, check_allocatable, check_multiplier, fits_plainly
 from npdwconv.device import DeviceArray, adopted, on_device
-from npdwconv.errors import DTypeError
 from npdwconv.dispatch import Kernel, kernels
+from npdwconv.errors import DTypeError
 from npdwconv.geometry import ConvGeometry, conv_geometry, transpose_geometry
 from npdwconv.layouts import LAYOUTS, Array, shape_of, split_shape
 from npdwconv.memory import empty

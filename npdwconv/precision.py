@@ -19,7 +19,7 @@ def is_supported(dtype: np.dtype[Any]) -> bool:
 @cache
 def storage(dtype: np.dtype[Any]) -> str:
     """A dtype's name, which takes NumPy three microseconds to say."""
-    return dtype.name
+    return str(dtype.name)
 
 
 @cache

@@ -37,11 +37,11 @@ def describe(report: Report) -> str:
 
 def markdown(report: Report) -> str:
     """The generated part of a page."""
-    parts = [*_notes(report), "", *_grid(SUMMARY, _summary(report))]
+    parts = [*_notes(report), "", *grid(SUMMARY, _summary(report))]
     if report.properties:
-        parts += ["", *_grid(PROPERTIES, _properties(report))]
+        parts += ["", *grid(PROPERTIES, _properties(report))]
     for name, own in _by_family(report.scores):
-        parts += ["", f"### {FAMILIES[name].title}", "", *_grid(CASES, [_case(score) for score in own])]
+        parts += ["", f"### {FAMILIES[name].title}", "", *grid(CASES, [_case(score) for score in own])]
     faults = _faults(report)
     if faults:
         parts += ["", "### Without a speed", "", *(f"* {line}" for line in faults)]
@@ -53,7 +53,7 @@ def check(path: str) -> None:
     _around(path)
 
 
-def write(report: Report, path: str) -> None:
+def write(generated: str, path: str) -> None:
     """Put the generated part between its markers in a file; what stands around them stays.
 
     Raises:
@@ -61,7 +61,7 @@ def write(report: Report, path: str) -> None:
     """
     before, after = _around(path)
     try:
-        Path(path).write_text(f"{before}{BEGIN}\n\n{markdown(report)}\n\n{END}{after}", encoding="utf-8")
+        Path(path).write_text(f"{before}{BEGIN}\n\n{generated}\n\n{END}{after}", encoding="utf-8")
     except OSError as error:
         raise OptionError(f"--markdown {path}: {error}; needed a text file that can be written") from error
 
@@ -172,7 +172,7 @@ def _notes(report: Report) -> list[str]:
     return [*lines, *(f"Skipped: {name} ({reason})." for name, reason in report.skipped.items())]
 
 
-def _grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def grid(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """A table of Markdown."""
     names = [name.removeprefix("?") for name in columns]
     yield f"| {' | '.join(name.removeprefix('>') for name in names)} |"

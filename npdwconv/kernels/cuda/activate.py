@@ -1,4 +1,4 @@
-"""Activations and their derivatives on the device, by name: the functions of `npdwconv.activations`, one number at a time.
+"""Activations and their derivatives on the device: the functions of `npdwconv.activations`, one number at a time.
 
 Comparisons are written so that NaN passes. Every constant is a number of the dtype in which sums are accumulated.
 """
@@ -12,6 +12,9 @@ from typing import Any
 from npdwconv.kernels.cuda import provider
 from npdwconv.kernels.cuda.provider import Source, device_function
 
+_CLIPPED = "c = -most if z < -most else (most if z > most else z)"
+_SIXTHS = "t = z + three\nt = zero if t <= zero else (six if t >= six else t)"
+_SLOPE = "s = root * (one + three * cubic * c * c)\nreturn half * (one + t) + half * c * (one - t * t) * s"
 _TABLE = {
     "relu": ("return zero if z <= zero else z", "return z if z != z else (one if z > zero else zero)"),
     "relu6": (
@@ -19,11 +22,11 @@ _TABLE = {
         "return z if z != z else (one if z > zero and z < six else zero)",
     ),
     "hardsigmoid": (
-        "t = z + three\nt = zero if t <= zero else (six if t >= six else t)\nreturn t / six",
+        f"{_SIXTHS}\nreturn t / six",
         "return z if z != z else (sixth if z > -three and z < three else zero)",
     ),
     "hardswish": (
-        "t = z + three\nt = zero if t <= zero else (six if t >= six else t)\nreturn z * (t / six)",
+        f"{_SIXTHS}\nreturn z * (t / six)",
         "return z if z != z else (zero if z <= -three else (one if z >= three else z / three + half))",
     ),
     "sigmoid": (
@@ -32,20 +35,15 @@ _TABLE = {
     ),
     "silu": (
         "return z / (one + exp(-z))",
-        "c = -most if z < -most else (most if z > most else z)\n"
-        "return (one / (one + exp(-z))) * (one + c * (one / (one + exp(z))))",
+        f"{_CLIPPED}\nreturn (one / (one + exp(-z))) * (one + c * (one / (one + exp(z))))",
     ),
     "gelu": (
         "return z * (half * erfc(-sqrt_half * z))",
-        "c = -most if z < -most else (most if z > most else z)\n"
-        "return half * erfc(-sqrt_half * z) + c * exp(-half * c * c) * inv_sqrt_tau",
+        f"{_CLIPPED}\nreturn half * erfc(-sqrt_half * z) + c * exp(-half * c * c) * inv_sqrt_tau",
     ),
     "gelu_tanh": (
         "return half * z * (one + tanh(root * (z + cubic * z * z * z)))",
-        "c = -most if z < -most else (most if z > most else z)\n"
-        "t = tanh(root * (c + cubic * c * c * c))\n"
-        "s = root * (one + three * cubic * c * c)\n"
-        "return half * (one + t) + half * c * (one - t * t) * s",
+        f"{_CLIPPED}\nt = tanh(root * (c + cubic * c * c * c))\n{_SLOPE}",
     ),
 }
 _CONSTANTS = {
@@ -64,22 +62,16 @@ _CONSTANTS = {
 
 
 @cache
-def function(name: str, real: type[Any], derivative: bool = False) -> Any:
+def function(name: str, real: Any, derivative: bool = False) -> Any:
     """The activation of that name, or its derivative, as a function of the device."""
+    full = f"{name}_prime" if derivative else name
     body = "\n".join("    " + line for line in _TABLE[name][derivative].splitlines())
     words = {key: real(value) for key, value in _CONSTANTS.items()}
     words.update(_elementary(real))
-    return device_function(
-        Source(
-            f"{name}_prime" if derivative else name,
-            ("z",),
-            f"def {name}{'_prime' if derivative else ''}(z):\n{body}\n",
-            words,
-        )
-    )
+    return device_function(Source(full, ("z",), f"def {full}(z):\n{body}\n", words))
 
 
-def _elementary(real: type[Any]) -> dict[str, Any]:
+def _elementary(real: Any) -> dict[str, Any]:
     if not provider.simulated():
         return {"exp": math.exp, "erfc": math.erfc, "tanh": math.tanh}
 

@@ -1,4 +1,4 @@
-"""Borders that repeat real inputs (reflect, replicate, circular), on the device: a gather along one axis, and its adjoint.
+"""Borders that repeat real inputs (reflect, replicate, circular), on the device: a gather along an axis, its adjoint.
 
 An array is seen as (outer, axis, inner). The adjoint sums, for every input, over the positions of the padded axis that
 copy it, in order.
@@ -50,7 +50,7 @@ def source(read: str, written: str, mode: str, adjoint: bool) -> Source:
 
 @cache
 def _kernel(read: str, written: str, mode: str, adjoint: bool) -> provider.Kernel:
-    return provider.Kernel(source(read, written, mode, adjoint))
+    return provider.Kernel(source(read, written, mode, adjoint), f"border {read} {written} {mode} {adjoint}")
 
 
 def _run(read: DeviceArray, written: DeviceArray, place: int, axis: Axis, mode: str, adjoint: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 
 from npdwconv.kernels.cuda import provider
-from npdwconv.kernels.cuda.words import MOST_FACTORS, SIZES, WIDTHS, Word
+from npdwconv.kernels.cuda.words import MOST_FACTORS, SIZES, WIDTHS
 
 intrinsic, types = provider.intrinsic(), provider.types()
 
@@ -107,7 +107,7 @@ def within(context: Any, index: Any, extent: Any) -> Any:
     return types.boolean(types.int64, types.int64), generate
 
 
-def _dot(count: int) -> Word:
+def _dot(count: int) -> Any:
     """``dot(total, a…, b…)``: total + Σ a·b, each product added by one fma, in order."""
     factors = ", ".join(f"{letter}{n}" for letter in "ab" for n in range(count))
     words: dict[str, Any] = {"chained": _chained}
@@ -128,7 +128,7 @@ def _chained(total: Any, count: int) -> Any:
 _DOTS = {f"dot{count}": _dot(count) for count in range(1, MOST_FACTORS + 1)}
 
 
-def plain() -> dict[str, Word]:
+def plain() -> dict[str, Any]:
     """The words that touch no memory."""
     return {
         **_DOTS,
@@ -143,9 +143,9 @@ def plain() -> dict[str, Word]:
     }
 
 
-def memory(storage: str) -> dict[str, Word]:
+def memory(storage: str) -> dict[str, Any]:
     """The words for memory that holds ``storage``."""
-    words: dict[str, Word] = {"at": _at(SIZES[storage]), "step": _at(SIZES[storage])}
+    words: dict[str, Any] = {"at": _at(SIZES[storage]), "step": _at(SIZES[storage])}
     for width in WIDTHS[storage]:
         suffix = "" if width == 1 else str(width)
         words[f"load{suffix}"] = _load(storage, width)
@@ -163,7 +163,7 @@ def _literal(number: Any) -> int:
     return int(value)
 
 
-def _at(size: int) -> Word:
+def _at(size: int) -> Any:
     @intrinsic
     def at(context: Any, address: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -226,7 +226,7 @@ def _returned(storage: str, width: int) -> Any:
     return real if width == 1 else types.UniTuple(real, width)
 
 
-def _load(storage: str, width: int) -> Word:
+def _load(storage: str, width: int) -> Any:
     @intrinsic
     def load(context: Any, address: Any, offset: Any, inside: Any) -> Any:
         place = _literal(offset) * SIZES[storage]
@@ -242,7 +242,7 @@ def _load(storage: str, width: int) -> Word:
     return load
 
 
-def _read(storage: str, width: int, cache: str) -> Word:
+def _read(storage: str, width: int, cache: str) -> Any:
     @intrinsic
     def read(context: Any, address: Any, offset: Any) -> Any:
         place = _literal(offset) * SIZES[storage]
@@ -256,9 +256,9 @@ def _read(storage: str, width: int, cache: str) -> Word:
     return read
 
 
-def _store(storage: str, width: int) -> Word:
+def _store(storage: str, width: int) -> Any:
     """``store(address, offset, value, …)``, of ``width`` values."""
-    real, letter, kind = _REALS.get(storage, _FLOAT)
+    _, letter, kind = _REALS.get(storage, _FLOAT)
     size = SIZES[storage]
 
     def text(place: int) -> str:
@@ -294,7 +294,7 @@ def _store(storage: str, width: int) -> Word:
     return _STORES[width](written)
 
 
-def _store1(written: Any) -> Word:
+def _store1(written: Any) -> Any:
     @intrinsic
     def store(context: Any, address: Any, offset: Any, a: Any) -> Any:
         return written(address, offset, (a,))
@@ -302,7 +302,7 @@ def _store1(written: Any) -> Word:
     return store
 
 
-def _store2(written: Any) -> Word:
+def _store2(written: Any) -> Any:
     @intrinsic
     def store(context: Any, address: Any, offset: Any, a: Any, b: Any) -> Any:
         return written(address, offset, (a, b))
@@ -310,7 +310,7 @@ def _store2(written: Any) -> Word:
     return store
 
 
-def _store4(written: Any) -> Word:
+def _store4(written: Any) -> Any:
     @intrinsic
     def store(context: Any, address: Any, offset: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
         return written(address, offset, (a, b, c, d))
@@ -318,7 +318,7 @@ def _store4(written: Any) -> Word:
     return store
 
 
-def _store8(written: Any) -> Word:
+def _store8(written: Any) -> Any:
     @intrinsic
     def store(
         context: Any, address: Any, offset: Any, a: Any, b: Any, c: Any, d: Any, e: Any, f: Any, g: Any, h: Any

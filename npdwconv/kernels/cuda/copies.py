@@ -39,7 +39,7 @@ def source(read: str, written: str, adds: bool) -> Source:
 
 @cache
 def _kernel(read: str, written: str, adds: bool) -> provider.Kernel:
-    return provider.Kernel(source(read, written, adds))
+    return provider.Kernel(source(read, written, adds), f"copy {read} {written} {adds}")
 
 
 def copy(read: DeviceArray, written: DeviceArray, *, adds: bool = False) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from functools import cache, lru_cache
 from itertools import product
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -229,17 +229,15 @@ def finish_source(spec: FinishSpec) -> Source:
 
 @cache
 def _kernel(spec: CorrelateSpec) -> provider.Kernel:
-    return provider.Kernel(source(spec))
+    return provider.Kernel(source(spec), repr(spec))
 
 
 @cache
 def _finish(spec: FinishSpec) -> provider.Kernel:
-    return provider.Kernel(finish_source(spec))
+    return provider.Kernel(finish_source(spec), repr(spec))
 
 
-def settled(
-    spec: CorrelateSpec, runs: tuple[AxisRun, AxisRun, AxisRun], channels: int, together: int
-) -> CorrelateSpec:
+def settled(spec: CorrelateSpec, runs: tuple[AxisRun, AxisRun, AxisRun], channels: int, together: int) -> CorrelateSpec:
     """The specification with the window, the vector and the tile that suit; ``together`` as in `gather.settled`."""
     _, rows, columns = spec.axes
     small = rows.kernel * columns.kernel <= MOST_TAPS and max(rows.stride, columns.stride) <= 4
@@ -270,14 +268,19 @@ class _Plan(NamedTuple):
     grid: provider.Extents
     numbers: tuple[int, ...]
     second: provider.Kernel
-    count: int
+    results: int
     splits: int
     finish: tuple[int, ...]
 
 
 @lru_cache(maxsize=4096)
 def _plan(
-    layout: str, g: ConvGeometry, dtypes: tuple[str, str, str], counts: tuple[int, int, int], turned: bool, together: int
+    layout: str,
+    g: ConvGeometry,
+    dtypes: tuple[str, str, str],
+    counts: tuple[int, int, int],
+    turned: bool,
+    together: int,
 ) -> _Plan:
     images, channels, fewer = counts
     specs, runs = passed(g, False)
@@ -309,9 +312,9 @@ def run(
     counts = (grad_z.shape[0], grad_weight.shape[0], split_shape(layout, (grad_z if turned else x).shape)[1])
     dtypes = (storage(grad_z.dtype), storage(x.dtype), storage(grad_weight.dtype))
     plan = _plan(layout, g, dtypes, counts, turned, min(aligned(grad_z), aligned(x)))
-    partial = grad_weight.empty((plan.splits, plan.count), np.dtype(real_of(storage(x.dtype))))
+    partial = grad_weight.empty((plan.splits, plan.results), np.dtype(real_of(storage(x.dtype))))
     stream, places = grad_weight.stream, (place_of(grad_z), place_of(x), place_of(partial))
     plan.first(plan.grid, (THREADS, 1, 1), stream, *places, *plan.numbers)
     plan.second(
-        *sums.second_grid(plan.count), stream, *places, place_of(grad_weight), plan.count, plan.splits, *plan.finish
+        *sums.second_grid(plan.results), stream, *places, place_of(grad_weight), plan.results, plan.splits, *plan.finish
     )

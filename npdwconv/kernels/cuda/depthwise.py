@@ -30,7 +30,12 @@ def _gather(
     batch, channels, _ = split_shape(layout, out.shape)
     if not out.size:
         return
-    dtypes = (storage(x.dtype), storage(weight.dtype), storage(out.dtype), "" if other is None else storage(other.dtype))
+    dtypes = (
+        storage(x.dtype),
+        storage(weight.dtype),
+        storage(out.dtype),
+        "" if other is None else storage(other.dtype),
+    )
     options = (bias is not None, "" if activation is None else activation.name)
     counts = (batch, channels, split_shape(layout, x.shape)[1])
     together = min(aligned(x), aligned(out), 16 if other is None else aligned(other))

@@ -57,7 +57,7 @@ def source(gradient: str, layout: str) -> Source:
 
 @cache
 def _kernel(gradient: str, layout: str) -> provider.Kernel:
-    return provider.Kernel(source(gradient, layout))
+    return provider.Kernel(source(gradient, layout), f"add {gradient} {layout}")
 
 
 def bias_bwd(grad_z: Operand, grad_bias: Operand, layout: str) -> None:

@@ -1,7 +1,7 @@
 """Kernels that sum a window: forward, adjoint in the input, transposed convolution, and the product with a derivative.
 
-Each is one relation between targets and sources on every axis (`relation`), so one text serves all: a thread owns a tile
-of targets whose sums stay in scalars, reads each source of the tile once, and adds it wherever it belongs.
+Each is one relation between targets and sources on every axis (`relation`), so one text serves all: a thread owns a
+tile of targets whose sums stay in scalars, reads each source of the tile once, and adds it wherever it belongs.
 
 * channels_first: a thread owns a strip of rows in a few columns of one plane, and reads rows in whole vectors;
   neighbours in a warp own neighbouring columns, and what they share comes from the cache.
@@ -79,7 +79,7 @@ ARGUMENTS = (
 @cache
 def kernel(spec: GatherSpec) -> provider.Kernel:
     """The kernel of a specification, compiled when it is first launched."""
-    return provider.Kernel(source(spec))
+    return provider.Kernel(source(spec), repr(spec))
 
 
 def settled(
@@ -158,7 +158,7 @@ def _words(spec: GatherSpec) -> dict[str, Any]:
     storages = {"x": spec.source, "w": spec.weight, "o": spec.target, "b": spec.weight}
     if spec.other:
         storages["e"] = spec.other
-    real = real_of(spec.target)
+    real: Any = real_of(spec.target)
     words = vocabulary(**storages)
     words.update(zero=real(0), real=real, again=_again(spec.axes, spec.source, spec.weight, _folded(spec)))
     if spec.activation:
@@ -182,12 +182,15 @@ def _again(axes: tuple[AxisSpec, AxisSpec, AxisSpec], source: str, weight: str, 
     text = Text("again", arguments)
     depth, rows, columns = axes
     text("sum = zero")
-    with text.block(f"for m in range({folded}):"):
-        with _each_tap(text, depth, "z", "ds", "ld"), _each_tap(text, rows, "y", "hs", "lh"):
-            with _each_tap(text, columns, "c", "ws", "lw"):
-                tap = f"((m * {depth.kernel} + tz) * {rows.kernel} + ty) * {columns.kernel} + tc"
-                text("v = read_x(step_x(x, ((iz * hs + iy) * ws + ic) * pixel + m * plane), 0)")
-                text(f"sum = fma(read_w(step_w(w, {tap}), 0), v, sum)")
+    with (
+        text.block(f"for m in range({folded}):"),
+        _each_tap(text, depth, "z", "ds", "ld"),
+        _each_tap(text, rows, "y", "hs", "lh"),
+        _each_tap(text, columns, "c", "ws", "lw"),
+    ):
+        tap = f"((m * {depth.kernel} + tz) * {rows.kernel} + ty) * {columns.kernel} + tc"
+        text("v = read_x(step_x(x, ((iz * hs + iy) * ws + ic) * pixel + m * plane), 0)")
+        text(f"sum = fma(read_w(step_w(w, {tap}), 0), v, sum)")
     text("return sum")
     words = vocabulary(x=source, w=weight)
     words["zero"] = real_of(source)(0)

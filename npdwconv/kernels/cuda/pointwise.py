@@ -53,7 +53,12 @@ def _multiply(
     else:
         rows, columns, count = images * pixels, results, 1
         spec = ProductSpec(
-            storage(x.dtype), storage(weight.dtype), storage(out.dtype), True, not transposed, "columns" if biased else ""
+            storage(x.dtype),
+            storage(weight.dtype),
+            storage(out.dtype),
+            True,
+            not transposed,
+            "columns" if biased else "",
         )
         leading = (summed, weight.shape[1], results, 0, 0, 0)
         factors = (x, weight)

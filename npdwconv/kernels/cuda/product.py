@@ -117,7 +117,7 @@ def source(spec: ProductSpec) -> Source:
             text(*(f"s{i}_{j} = fma(x{i}, y{j}, s{i}_{j})" for i, j in product(range(tile.high), range(tile.wide))))
         text("cuda.syncthreads()")
     _store(text, spec)
-    real = real_of(spec.a)
+    real: Any = real_of(spec.a)
     storages = {"a": spec.a, "b": spec.b, "c": spec.c}
     if spec.bias:
         storages["v"] = spec.bias_storage
@@ -152,14 +152,11 @@ def _loads(letter: str, along_sum: bool, extent: int, threads: int, tile: Tile) 
         offset = f"({begin} + {i}) * {name} + {k}" if along_sum else f"{k} * {name} + {begin} + {i}"
         sum_step = "k0" if along_sum else f"k0 * {name}"
         inside = f"{letter}g{number}"
-        value = f"{letter}v{number}"
+        value, element = f"{letter}v{number}", f"step_{letter}({letter}, {letter}o{number} + {sum_step})"
         found.append(
             _Load(
                 (*split, f"{letter}o{number} = {offset}", f"{inside} = {begin} + {i} < {most}", f"{value} = zero"),
-                (
-                    f"{value} = load_{letter}(step_{letter}({letter}, {letter}o{number} + {sum_step}), 0, "
-                    f"{inside} & (k0 + {k} < last))",
-                ),
+                (f"{value} = load_{letter}({element}, 0, {inside} & (k0 + {k} < last))",),
                 (f"put(kept, {origin} + {k} * {extent + PAD} + {i}, {value})",),
             )
         )
@@ -196,7 +193,7 @@ def _store(text: Text, spec: ProductSpec) -> None:
 @cache
 def kernel(spec: ProductSpec) -> provider.Kernel:
     """The kernel of a specification, compiled when it is first launched."""
-    return provider.Kernel(source(spec))
+    return provider.Kernel(source(spec), repr(spec))
 
 
 def tile_for(rows: int, columns: int, count: int) -> Tile:

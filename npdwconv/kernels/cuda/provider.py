@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npdwconv.kernels.cuda import binaries
+
 Extents = tuple[int, int, int]
 Launch = Callable[[Extents, Extents, int, Any], None]
 
@@ -126,7 +128,7 @@ def ptx_of(source: Source, capability: tuple[int, int]) -> str:
 @contextmanager
 def _device_of_capability(capability: tuple[int, int]) -> Iterator[None]:
     """numba-cuda asks the current device how to compile the functions that a kernel calls; inside, it is this one."""
-    module = import_module("numba.cuda.dispatcher")
+    module: Any = import_module("numba.cuda.dispatcher")
     held = module.get_current_device
     module.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
     try:
@@ -138,8 +140,8 @@ def _device_of_capability(capability: tuple[int, int]) -> Iterator[None]:
 class Kernel:
     """A kernel compiled on first use, launched with ints and addresses."""
 
-    def __init__(self, source: Source) -> None:
-        self.source = source
+    def __init__(self, source: Source, description: str) -> None:
+        self.source, self.description = source, description
         self._launch: dict[int, Launch] = {}
 
     def __call__(self, grid: Extents, block: Extents, stream: int, *arguments: Any) -> None:
@@ -147,27 +149,50 @@ class Kernel:
         device = current_device()
         launch = self._launch.get(device)
         if launch is None:
-            launch = self._launch[device] = _launcher(self.source)
+            launch = self._launch[device] = _launcher(self.source, self.description)
         launch(grid, block, stream, arguments)
 
 
-def _launcher(source: Source) -> Launch:
+def binary_of(source: Source, capability: tuple[int, int]) -> bytes:
+    """A kernel as the driver loads it: compiled to PTX, and that linked for one compute capability."""
+    linker: Any = import_module("cuda.bindings.nvjitlink")
+    ptx = ptx_of(source, capability).encode()
+    options = [f"-arch=sm_{capability[0]}{capability[1]}"]
+    handle = linker.create(len(options), options)
+    try:
+        linker.add_data(handle, linker.InputType.PTX, ptx, len(ptx), source.name)
+        linker.complete(handle)
+        binary = bytearray(linker.get_linked_cubin_size(handle))
+        linker.get_linked_cubin(handle, binary)
+    finally:
+        linker.destroy(handle)
+    return bytes(binary)
+
+
+def _launcher(source: Source, description: str) -> Launch:
     """Launches through the driver, with the arguments packed into one buffer (CUDA driver API, ``cuLaunchKernel``)."""
     if simulated():
         return _simulator(cuda().jit(source.function()))
-    kernel = cuda().jit(signature(source))(source.function())
-    compiled = next(iter(kernel.overloads.values()))
-    function = int(compiled._codelibrary.get_cufunc().handle)
-    count = len(source.arguments)
-    buffers, extras, size = ctypes.c_int64 * count, ctypes.c_void_p * 5, ctypes.c_size_t(8 * count)
-    length, call = ctypes.addressof(size), _library().cuLaunchKernel
+    driver, capability = _driver(), capability_of_device()
+    binary = binaries.stored(description, capability, lambda: binary_of(source, capability))
+    module = _check(driver.cuModuleLoadData(binary))
+    function = int(_check(driver.cuModuleGetFunction(module, _entry(binary))))
+    length = len(source.arguments)
+    buffers, extras, size = ctypes.c_int64 * length, ctypes.c_void_p * 5, ctypes.c_size_t(8 * length)
+    place, call = ctypes.addressof(size), _library().cuLaunchKernel
 
-    def launch(grid: Extents, block: Extents, stream: int, arguments: Any, keep: Any = (compiled, size)) -> None:
+    def launch(grid: Extents, block: Extents, stream: int, arguments: Any, keep: Any = (module, size)) -> None:
         buffer = buffers(*arguments)
-        extra = extras(_BUFFER_POINTER, ctypes.addressof(buffer), _BUFFER_SIZE, length, _END)
+        extra = extras(_BUFFER_POINTER, ctypes.addressof(buffer), _BUFFER_SIZE, place, _END)
         _succeed(call(function, *grid, *block, 0, stream, None, extra))
 
     return launch
+
+
+def _entry(binary: bytes) -> bytes:
+    """The name of a binary's one kernel: its code is in the section ``.text.NAME``."""
+    begin = binary.index(b".text.") + len(b".text.")
+    return binary[begin : binary.index(b"\0", begin)]
 
 
 @cache
@@ -226,6 +251,12 @@ def device_of(address: int) -> int:
     current_device()
     kind = driver.CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
     return int(_check(driver.cuPointerGetAttribute(kind, address)))
+
+
+def capability_of_device() -> tuple[int, int]:
+    """The compute capability of the current device."""
+    major, minor = cuda().current_context().device.compute_capability
+    return int(major), int(minor)
 
 
 def processors() -> int:
@@ -287,13 +318,17 @@ class Memory:
             self.stream = stream
 
     def __del__(self, simulated: Any = simulated, library: Any = _library) -> None:
-        if not simulated() and getattr(self, "address", 0):
+        if not simulated() and getattr(self, "address", False):
             library().cuMemFreeAsync(self.address, self.stream)
 
 
 def host_view(address: int, size: int) -> Any:
     """Memory of the host as bytes."""
-    return np.frombuffer((ctypes.c_uint8 * size).from_address(address), np.uint8) if size else np.empty(0, np.uint8)
+    return (
+        np.frombuffer(memoryview((ctypes.c_uint8 * size).from_address(address)), np.uint8)
+        if size
+        else np.empty(0, np.uint8)
+    )
 
 
 def clear(address: int, size: int, stream: int) -> None:

@@ -2,8 +2,8 @@
 
 A tile is a run of ``tile`` targets that one thread computes. Its targets read sources at an origin, known at run time,
 plus offsets, known when the kernel is written: for the correlation ``o·stride + t·dilation − low`` with
-``o = tile·n + v`` is ``(tile·stride·n − low) + (v·stride + t·dilation)``; for its adjoint, where a target ``i`` collects
-from ``o = (i + low − t·dilation) / stride`` where that is whole, with ``low = stride·a + phase`` it is
+``o = tile·n + v`` is ``(tile·stride·n − low) + (v·stride + t·dilation)``; for its adjoint, where a target ``i``
+collects from ``o = (i + low − t·dilation) / stride`` where that is whole, with ``low = stride·a + phase`` it is
 ``(tile/stride·n + a) + (v + phase − t·dilation) / stride``. A tile of the adjoint is a multiple of the stride, so that
 which taps are whole does not depend on ``n``: nothing is scattered, and every input is written once.
 """

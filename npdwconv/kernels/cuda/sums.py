@@ -73,7 +73,7 @@ def source(read: str, written: str) -> Source:
 
 @cache
 def _kernel(read: str, written: str) -> provider.Kernel:
-    return provider.Kernel(source(read, written))
+    return provider.Kernel(source(read, written), f"sums {read} {written}")
 
 
 def add_up(partial: DeviceArray, total: DeviceArray) -> None:

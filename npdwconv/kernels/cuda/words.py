@@ -1,9 +1,9 @@
 """The vocabulary in which kernels for the device are written: addresses, guarded loads, stores, and integer division.
 
 An address is what `at` returns: bytes in the device's memory, and in the simulator a NumPy array with an index. Loads
-convert to the dtype in which sums are accumulated and stores convert from it, once, to nearest even. The guard of a load
-is a predicate on the instruction, not a branch: a load that is not made gives zero. Offsets and widths are literals, so
-they stand in the instruction (PTX ISA 9.0, ``ld``, ``st``, ``cvt``).
+convert to the dtype in which sums are accumulated and stores convert from it, once, to nearest even. The guard of a
+load is a predicate on the instruction, not a branch: a load that is not made gives zero. Offsets and widths are
+literals, so they stand in the instruction (PTX ISA 9.0, ``ld``, ``st``, ``cvt``).
 
 Numba wraps negative indices and types int32 + int32 as int64; addresses of our own have neither cost.
 """
@@ -11,6 +11,7 @@ Numba wraps negative indices and types int32 + int32 as int64; addresses of our 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -56,10 +57,8 @@ def _simulated() -> Any:
     return simulated_words
 
 
-def rounded(storage: str) -> np.dtype[Any]:
+def rounded(storage: str) -> Any:
     """NumPy's dtype of a storage."""
     if storage == "bfloat16":
-        import ml_dtypes
-
-        return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(import_module("ml_dtypes").bfloat16)
     return np.dtype(storage)
