@@ -27,7 +27,7 @@ from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import MOST_FACTORS, real_of, vocabulary
 
 MOST_TAPS = 49  # of a kernel whose taps are written out
-ENOUGH = 0 if provider.simulated() else 6_000_000  # targets from which on large tiles still fill the device
+ENOUGH = 200 if provider.simulated() else 6_000_000  # targets from which on large tiles still fill the device
 LANES = 4 if provider.simulated() else 32  # neighbouring channels of a block, channels_last, each a vector
 FIRST, LAST = (16, 16) if provider.simulated() else (128, 256)  # threads of a block, in either layout
 RESIDENT = 4  # blocks a multiprocessor that walk over the pixels, channels_last
@@ -102,7 +102,7 @@ def settled(
         return spec._replace(vector=vector, tile=(rows.tile(min(high, runs[1].target)), columns.tile(wide)))
     few = images * channels * runs[0].target * runs[1].target * runs[2].target < ENOUGH
     wide = columns.tile(2 if few else 4)
-    vector = divisor(runs[2].source, divisor(runs[2].target, divisor(columns.step(wide), most)))
+    vector = divisor(runs[2].source, divisor(runs[2].target, divisor(columns.step(wide), divisor(wide, most))))
     if vector == 1:
         wide = columns.tile(1)
     high = _strip(runs[1].target, (4, 7) if taps <= 25 and vector > 1 else (8, 7, 4) if taps <= 25 else (4,))
