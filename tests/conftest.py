@@ -12,6 +12,11 @@ from hypothesis import HealthCheck, settings
 # NPDWCONV_BACKEND=numba runs every test on that backend.
 os.environ.setdefault("NPDWCONV_BACKEND", "reference")
 
+# CUDA kernels run in Numba's simulator, which must be asked for before Numba is imported and leaves its CPU side alone.
+# NPDWCONV_TEST_GPU=1 runs the same tests, and those marked gpu, on the machine's GPU.
+if os.environ.get("NPDWCONV_TEST_GPU", "0") in ("", "0"):
+    os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+
 _SLOW_DRAWS = (HealthCheck.too_slow, HealthCheck.data_too_large)
 settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60, suppress_health_check=_SLOW_DRAWS)
 settings.register_profile("thorough", deadline=None, max_examples=2000, suppress_health_check=_SLOW_DRAWS)

@@ -1,0 +1,40 @@
+"""What Numba's simulator needs to be relied on, and to be quick: its threads are Python's, and share one lock."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import numpy as np
+import pytest
+from cuda_calls import MISSING, provider
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _simulator():
+    if MISSING is not None or not provider.simulated():
+        yield
+        return
+    provider.cuda()
+    held = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # at a barrier threads ask again and again whether the others are there
+    patch = pytest.MonkeyPatch()
+    patch.setattr("numba.cuda.simulator.kernelapi.FakeCUDAShared.array", _locked())
+    yield
+    patch.undo()
+    sys.setswitchinterval(held)
+
+
+def _locked():
+    """``cuda.shared.array`` in which two threads cannot each be the first: Numba's gives both an array of their own."""
+    lock = threading.Lock()
+
+    def array(self, shape, dtype):
+        caller = sys._getframe(1)
+        key = caller.f_code.co_filename, caller.f_lineno
+        with lock:
+            if key not in self._allocations:
+                self._allocations[key] = np.empty(shape, dtype)
+            return self._allocations[key]
+
+    return array
