@@ -14,6 +14,7 @@ from strategies import illegal
 
 import npdwconv as n
 from npdwconv import BackendUnavailableError, DTypeError, OptionError, ShapeError, dispatch
+from npdwconv.kernels.cuda import provider
 
 Arrays = dict[str, np.ndarray]
 
@@ -308,6 +309,13 @@ def test_elements_between_do_not_overlap():
 @pytest.fixture(autouse=True)
 def _no_backend_named(monkeypatch):
     monkeypatch.delenv("NPDWCONV_BACKEND")
+
+
+@pytest.fixture(autouse=True)
+def _no_cuda(monkeypatch):
+    """A machine on which CUDA cannot be used; tests/cuda has the errors of one on which it can."""
+    monkeypatch.setattr(provider, "missing", lambda: "there is none")
+    monkeypatch.setattr(dispatch, "_kernels", {})
 
 
 class TestBackends:

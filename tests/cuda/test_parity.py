@@ -10,10 +10,10 @@ import oracles
 import pytest
 from cuda_calls import both_layouts, closely, core, exactly, more, needs_cuda, needs_gpu, on_device, on_host, swept
 from kernels.situations import DTYPES, Situation, mismatch
-from strategies import same_bits
+from strategies import LAYOUTS, moved, same_bits
 
 import npdwconv
-from npdwconv import dispatch
+from npdwconv import dispatch, layers, use_backend
 from npdwconv.activations import ACTIVATIONS
 
 pytestmark = needs_cuda
@@ -111,6 +111,20 @@ def test_gradients_alone():
             assert np.array_equal(found, wanted)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frozen_layers(layout: str):
+    """A layer keeps its weight as the backend's forward takes it, for as many calls as come."""
+    layer = layers.PointwiseConv(3, 4, activation="relu6", layout=layout)
+    for parameter in layer.params.values():
+        parameter[...] = np.random.default_rng(5).integers(-2, 3, parameter.shape)
+    x = moved(np.random.default_rng(6).integers(-4, 5, (2, 3, 5)).astype(np.float32), layout)
+    wanted = layer(x)
+    frozen = layer.freeze()
+    with use_backend("cuda"):
+        assert same_bits(frozen(x), wanted)
+        assert same_bits(frozen(x), wanted)
+
+
 def test_every_operation_of_the_table_is_called(monkeypatch):
     """What the table lists for this backend is what the situations above call."""
     called = set()
@@ -128,7 +142,7 @@ def test_every_operation_of_the_table_is_called(monkeypatch):
         outputs = s.forward(operands, "cuda", s.layouts[0])
         s.backward(operands, s.gradients(outputs, "integers"), "cuda", s.layouts[0])
     listed = {operation for operation, (_, backends) in dispatch.TABLE.items() if "cuda" in backends}
-    assert listed - called == {"pointwise_panels"}, "what a frozen layer keeps of a weight; see test_layers_on_a_device"
+    assert listed - called == {"pointwise_panels"}, "what a frozen layer keeps; see test_frozen_layers"
 
 
 # everything, and on a GPU
