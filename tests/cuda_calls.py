@@ -75,6 +75,7 @@ def more(scale: int = 1) -> Iterator[Situation]:
     yield depthwise("k5", 2, (5, w), (5, 5), padding=2)
     yield depthwise("k7", 1, (3, w), (7, 7), padding=3)
     yield depthwise("k1x9-loops", 1, (2, w + 1), (1, 9), padding=((0, 0), (4, 4)))
+    yield depthwise("1d-k18", 1, (w + 2,), (18,), padding=8)  # more products than one word adds up
     yield depthwise("1d-k50-loops", 1, (w + 2,), (50,), padding=24)
     # strides, dilations, multipliers
     yield depthwise("s2-d2", 2, (5, 2 * w + 1), (3, 3), stride=2, dilation=2, padding=2)

@@ -8,7 +8,20 @@ from __future__ import annotations
 import numpy as np
 import oracles
 import pytest
-from cuda_calls import both_layouts, closely, core, exactly, more, needs_cuda, needs_gpu, on_device, on_host, swept
+from cuda_calls import (
+    both_layouts,
+    closely,
+    core,
+    depthwise,
+    exactly,
+    more,
+    needs_cuda,
+    needs_gpu,
+    on_device,
+    on_host,
+    pointwise,
+    swept,
+)
 from kernels.situations import DTYPES, Situation, mismatch
 from strategies import LAYOUTS, moved, same_bits
 
@@ -176,6 +189,17 @@ def test_sweep_of_activations(s: Situation, layout: str, activation: str):
 def test_real_sizes(s: Situation, layout: str, dtype: str):
     exactly(s, layout, dtype)
     closely(s, layout, dtype, **dict.fromkeys(s.activations, "silu"))
+
+
+@needs_gpu
+@pytest.mark.gpu
+@both_layouts(
+    pointwise("more-images-than-a-grid-has", 2, 3, (2,), 70_000),
+    pointwise("more-pixels-than-a-grid-has", 1, 64, (2048, 2049), 1),
+    depthwise("more-planes-than-a-grid-has", 70_000, (2, 3), (3, 3), padding=1),
+)
+def test_more_than_a_grid_has(s: Situation, layout: str):
+    exactly(s, layout)
 
 
 @needs_gpu
