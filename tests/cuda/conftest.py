@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -20,9 +21,21 @@ def _simulator():
     sys.setswitchinterval(1e-6)  # at a barrier threads ask again and again whether the others are there
     patch = pytest.MonkeyPatch()
     patch.setattr("numba.cuda.simulator.kernelapi.FakeCUDAShared.array", _locked())
+    patch.setattr("numba.cuda.simulator.kernel.swapped_cuda_module", _swapped)
     yield
     patch.undo()
     sys.setswitchinterval(held)
+
+
+@contextmanager
+def _swapped(function, simulated):
+    """The simulated module in place of ``numba.cuda`` in a function: Numba's reads names while others may be added."""
+    names = [name for name, value in list(function.__globals__.items()) if value is provider.cuda()]
+    function.__globals__.update(dict.fromkeys(names, simulated))
+    try:
+        yield
+    finally:
+        function.__globals__.update(dict.fromkeys(names, provider.cuda()))
 
 
 def _locked():
