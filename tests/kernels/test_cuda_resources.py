@@ -1,0 +1,55 @@
+"""Every CUDA kernel in usual use, compiled and linked without a device: what it takes is what the table says."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from npdwconv.kernels.cuda.resources import CAPABILITIES, stored
+
+pytestmark = [
+    pytest.mark.ptx,
+    pytest.mark.skipif(find_spec("numba_cuda") is None, reason="numba-cuda is not installed: pip install '.[cuda]'"),
+]
+
+TABLE = Path(__file__).parents[2] / "docs" / "_cuda_resources.md"
+RENEW = "python -m npdwconv.kernels.cuda.resources --markdown docs/_cuda_resources.md"
+MORE_REGISTERS = 8  # than stored that another version of the compiler may take
+
+
+@pytest.fixture(scope="module")
+def found():
+    """In a process without the simulator, which these tests may run in."""
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
+    command = [sys.executable, "-m", "npdwconv.kernels.cuda.resources"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return stored(run.stdout)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return stored(TABLE.read_text())
+
+
+def test_no_kernel_spills_or_takes_local_memory(found):
+    assert {name: each for name, each in found.items() if any(spilt or local for _, _, spilt, local in each)} == {}
+    assert all(len(each) == len(CAPABILITIES) for each in found.values())
+
+
+def test_the_table_has_every_kernel(found, table):
+    assert list(table) == list(found), RENEW
+
+
+def test_registers_and_shared_memory_are_those_of_the_table(found, table):
+    wrong = {}
+    for name, each in found.items():
+        for capability, now, then in zip(CAPABILITIES, each, table.get(name, each), strict=True):
+            if now[0] > then[0] + MORE_REGISTERS or now[1] != then[1]:
+                wrong[name, capability] = (now, then)
+    assert wrong == {}, RENEW
