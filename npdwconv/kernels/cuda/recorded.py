@@ -1,4 +1,4 @@
-"""What calls launch, recorded without a device: public operators run on arrays that lie nowhere.
+"""What calls launch, recorded without a device: the room's operations run on arrays that lie nowhere.
 
 For a process of its own: what is settled once for a call stays settled, as for the device that is made up here.
 """
@@ -65,8 +65,7 @@ def recorded() -> Iterator[list[Launch]]:
         operands = {name: _operands[value // APART - 1] for name, value in named.items() if value >= APART}
         found.append(Launch(kernel, grid, block, operands))
 
-    answers = {"missing": None, "wait_for": None, "clear": None, "current_device": 0, "device_of": 0}
-    answers["processors"] = PROCESSORS
+    answers = {"wait_for": None, "clear": None, "current_device": 0, "processors": PROCESSORS}
     replaced: list[tuple[Any, str, Any]] = [(provider.Kernel, "__call__", record), (provider, "Memory", _Memory)]
     replaced += [(provider, name, lambda *_, answer=answer: answer) for name, answer in answers.items()]
     held = [getattr(owner, name) for owner, name, _ in replaced]

@@ -15,7 +15,7 @@ from functools import cache
 from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from npdwconv.kernels.cuda import counted, provider
 from npdwconv.kernels.cuda.counted import Work
@@ -58,12 +58,33 @@ class Found(NamedTuple):
 
 def resources(source: Source, capability: tuple[int, int]) -> Resources:
     """What the kernel takes on a device of the compute capability."""
-    log = _log_of_linking(provider.ptx_of(source, capability), capability)
+    return _taken(provider.ptx_of(source, capability), capability)
+
+
+def _taken(ptx: str, capability: tuple[int, int]) -> Resources:
+    log = _log_of_linking(ptx, capability)
     used = _USED.search(log)
     if used is None:
         raise RuntimeError(f"nvJitLink does not say what the kernel uses:\n{log}")
     registers, stack, shared, local = map(int, used.groups())
     return Resources(registers, stack, sum(map(int, _SPILT.findall(log))), local, shared)
+
+
+def _ptx(source: Source) -> list[str]:
+    """For each capability; what does not depend on it, which is most of the work, is done once."""
+    library, kept = import_module("numba.cuda.codegen").CUDACodeLibrary, []
+    held = library.get_asm_strs
+
+    def keeping(self: Any, cc: Any = None) -> Any:
+        kept.append(self)
+        return held(self, cc=cc)
+
+    library.get_asm_strs = keeping
+    try:
+        first = provider.ptx_of(source, CAPABILITIES[0])
+    finally:
+        library.get_asm_strs = held
+    return [first, *(kept[-1].get_asm_strs(cc=capability)[0] for capability in CAPABILITIES[1:])]
 
 
 def _log_of_linking(ptx: str, capability: tuple[int, int]) -> str:
@@ -88,7 +109,8 @@ def _specialisations() -> dict[str, Launch]:
 
 def _found(name: str, counts: bool) -> Found:
     launch = _specialisations()[name]
-    taken = tuple(resources(launch.kernel.source, capability) for capability in CAPABILITIES)
+    ptx = _ptx(launch.kernel.source)
+    taken = tuple(_taken(text, capability) for text, capability in zip(ptx, CAPABILITIES, strict=True))
     return Found(name, taken, counted.work(launch, CAPABILITIES[-1]) if counts else None)
 
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from itertools import product
 from typing import Any, NamedTuple
 
-from npdwconv.activations import ACTIVATIONS
+from npdwconv.activations import ACTIVATIONS, Activation
 from npdwconv.device import DeviceArray
+from npdwconv.geometry import ConvGeometry, conv_geometry
+from npdwconv.kernels.cuda import depthwise, pointwise, separable
+from npdwconv.kernels.cuda.epilogue import bias_bwd
 from npdwconv.kernels.cuda.recorded import Launch, array, recorded
+from npdwconv.kernels.cuda.words import real_of, rounded
 from npdwconv.layouts import LAYOUTS, shape_of
 
 BATCH, CHANNELS, SIZE = 8, 96, 56
 FIRST, LAST = LAYOUTS
-OTHERS = ("float16", "bfloat16", "float64")
 Taps = tuple[int, ...]
 THREE: Taps = (3, 3)
 FIVE: Taps = (5, 5)
@@ -54,70 +56,63 @@ class Layer(NamedTuple):
         return ", ".join([f"{taps} {self.layout} {self.storage}", *others])
 
     @property
-    def options(self) -> dict[str, Any]:
-        """As operators take them: outputs as many as inputs, for a stride of 1."""
-        padding = tuple((extent - 1) * self.dilation // 2 for extent in self.kernel)
-        return {
-            "stride": self.stride,
-            "padding": padding,
-            "dilation": self.dilation,
-            "padding_mode": self.mode,
-            "layout": self.layout,
-        }
+    def geometry(self) -> ConvGeometry:
+        """With outputs as many as inputs, for a stride of 1; of an even kernel one fewer."""
+        rank, padding = len(self.kernel), tuple((extent - 1) * self.dilation // 2 for extent in self.kernel)
+        pads = tuple((low, low) for low in padding)
+        settings = ((self.stride,) * rank, (self.dilation,) * rank, pads, self.mode)
+        return conv_geometry((self.size,) * rank, self.kernel, *settings)
+
+    @property
+    def x(self) -> DeviceArray:
+        return self._image(self.storage, self.channels, self.geometry.size)
+
+    def result(self, storage: str = "") -> DeviceArray:
+        """What a forward writes, or its gradient."""
+        return self._image(storage or self.storage, self.channels * self.multiplier, self.geometry.out)
 
     @property
     def weight(self) -> DeviceArray:
-        return array(self.storage, self.channels * self.multiplier, 1, *self.kernel)
+        return array(self.storage, self.channels * self.multiplier, *self.kernel)
 
     @property
     def offset(self) -> DeviceArray | None:
         return array(self.storage, self.channels * self.multiplier) if self.bias else None
 
-    @property
-    def x(self) -> DeviceArray:
-        return self.image(self.channels, self.size)
-
-    def image(self, channels: int, size: int) -> DeviceArray:
-        return array(self.storage, *shape_of(self.layout, BATCH, channels, (size,) * len(self.kernel)))
-
-    @property
-    def gradient(self) -> DeviceArray:
-        """Of the result."""
-        padded = self.size + (self.kernel[-1] - 1) * self.dilation // 2 * 2
-        size = (padded - (self.kernel[-1] - 1) * self.dilation - 1) // self.stride + 1
-        return self.image(self.channels * self.multiplier, size)
-
-    def operator(self, suffix: str, transposed: bool = False) -> Any:
-        name = f"depthwise_conv{'_transpose' if transposed else ''}{len(self.kernel)}d{suffix}"
-        return getattr(import_module("npdwconv"), name)
+    def _image(self, storage: str, channels: int, extents: tuple[int, ...]) -> DeviceArray:
+        return array(storage, *shape_of(self.layout, BATCH, channels, extents))
 
 
 def forward(layer: Layer) -> None:
-    layer.operator("")(layer.x, layer.weight, layer.offset, activation=layer.activation, **layer.options)
+    operands = (layer.x, layer.weight, layer.offset, layer.result())
+    depthwise.depthwise_fwd(*operands, layer.geometry, layer.layout, _activation(layer.activation))
 
 
 def input_gradient(layer: Layer) -> None:
-    layer.operator("_input_grad")(layer.gradient, layer.weight, layer.x.shape, **layer.options)
+    depthwise.depthwise_bwd_input(layer.result(), layer.weight, layer.x, layer.geometry, layer.layout)
 
 
 def weight_gradient(layer: Layer) -> None:
-    layer.operator("_weight_grad")(layer.gradient, layer.x, layer.weight.shape, **layer.options)
+    depthwise.depthwise_bwd_weight(layer.result(), layer.x, layer.weight, layer.geometry, layer.layout)
 
 
 def backward(layer: Layer) -> None:
-    """The backward through an activation, whose first kernel multiplies with its derivative."""
-    options = {**layer.options, "activation": layer.activation, "needs": "x"}
-    layer.operator("_backward")(layer.gradient, layer.x, layer.weight, layer.offset, **options)
+    """Through an activation: the product with its derivative, then the gradient in the input."""
+    g, layout, activation = layer.geometry, layer.layout, ACTIVATIONS[layer.activation or ""]
+    chained = layer.result(real_of(layer.storage).__name__)
+    operands = (layer.result(), layer.x, layer.weight, layer.offset, chained)
+    depthwise.depthwise_bwd_activation(*operands, g, layout, activation)
+    depthwise.depthwise_bwd_input(chained, layer.weight, layer.x, g, layout)
 
 
 def bias_gradient(layer: Layer) -> None:
-    layer.operator("_backward")(layer.gradient, layer.x, layer.weight, layer.offset, needs="bias", **layer.options)
+    bias_bwd(layer.result(), layer.offset, layer.layout)
 
 
 def transposed(layer: Layer) -> None:
-    options = {name: value for name, value in layer.options.items() if name != "padding_mode"}
-    options["activation"] = layer.activation
-    layer.operator("", transposed=True)(layer.x, layer.weight, layer.offset, **options)
+    """From the results of a layer to its inputs."""
+    operands = (layer.result(), layer.weight, layer.offset, layer.x)
+    depthwise.transpose_fwd(*operands, layer.geometry, layer.layout, _activation(layer.activation))
 
 
 class Pointwise(NamedTuple):
@@ -134,8 +129,8 @@ class Pointwise(NamedTuple):
         text = f"{self.channels} to {self.results} channels {self.layout} {self.storage}, extent {self.size}"
         return f"{text}, {self.activation}" if self.activation else text
 
-    def image(self, channels: int) -> DeviceArray:
-        return array(self.storage, *shape_of(self.layout, BATCH, channels, (self.size, self.size)))
+    def image(self, channels: int, storage: str = "") -> DeviceArray:
+        return array(storage or self.storage, *shape_of(self.layout, BATCH, channels, (self.size, self.size)))
 
     @property
     def operands(self) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
@@ -143,35 +138,39 @@ class Pointwise(NamedTuple):
         return self.image(self.channels), weight, bias
 
 
-def pointwise(layer: Pointwise) -> None:
-    _package().pointwise_conv(*layer.operands, layout=layer.layout, activation=layer.activation)
+def pointwise_forward(layer: Pointwise) -> None:
+    operands = (*layer.operands, layer.image(layer.results))
+    pointwise.pointwise_fwd(*operands, layer.layout, _activation(layer.activation))
 
 
 def pointwise_backward(layer: Pointwise) -> None:
-    gradient, options = layer.image(layer.results), {"layout": layer.layout, "activation": layer.activation}
-    _package().pointwise_conv_backward(gradient, *layer.operands, **options)
-
-
-def separable(layer: Pointwise) -> None:
     x, weight, bias = layer.operands
-    options = {"layout": layer.layout, "padding": 1, "activation": layer.activation}
-    _package().separable_conv2d(x, array(layer.storage, layer.channels, 1, 3, 3), weight, bias, **options)
+    chained = layer.image(layer.results)
+    if layer.activation:
+        gradient, chained = chained, layer.image(layer.results, real_of(layer.storage).__name__)
+        activation = ACTIVATIONS[layer.activation]
+        pointwise.pointwise_bwd_activation(gradient, x, weight, bias, chained, layer.layout, activation)
+    pointwise.pointwise_bwd_input(chained, weight, x, layer.layout)
+    pointwise.pointwise_bwd_weight(chained, x, weight, layer.layout)
+
+
+def separable_forward(layer: Pointwise) -> None:
+    first = Layer(layer.layout, THREE, layer.storage, size=layer.size, channels=layer.channels)
+    x, weight, bias = layer.operands
+    operands = (x, first.weight, None, weight, bias, layer.image(layer.results))
+    separable.separable_fwd(*operands, first.geometry, layer.layout, None, _activation(layer.activation))
 
 
 def converted(storages: tuple[str, str]) -> None:
-    array(storages[0], BATCH, CHANNELS, SIZE).astype(rounded_to(storages[1]))
-
-
-def rounded_to(storage: str) -> Any:
-    return array(storage, 1).dtype
+    array(storages[0], BATCH, CHANNELS, SIZE).astype(rounded(storages[1]))
 
 
 def added(storage: str) -> None:
     array(storage, BATCH, CHANNELS, SIZE).assign(array(storage, BATCH, SIZE, CHANNELS).swapaxes(1, 2), adds=True)
 
 
-def _package() -> Any:
-    return import_module("npdwconv")
+def _activation(name: str | None) -> Activation | None:
+    return None if name is None else ACTIVATIONS[name]
 
 
 Call = tuple[str, Callable[[Any], None], Any]
@@ -179,13 +178,13 @@ Call = tuple[str, Callable[[Any], None], Any]
 
 def _depthwise() -> Iterator[Call]:
     for layout, kernel in product(LAYOUTS, (THREE, FIVE, SEVEN)):
-        layer, strided = Layer(layout, kernel), Layer(layout, kernel, stride=2)
-        yield from _each(layer)
+        strided = Layer(layout, kernel, stride=2)
+        yield from _each(Layer(layout, kernel))
         yield "forward", forward, strided
         yield "input gradient", input_gradient, strided
     for layout in LAYOUTS:
         yield "weight gradient", weight_gradient, Layer(layout, THREE, stride=2)
-        for storage, kernel in product(OTHERS, (THREE, SEVEN)):
+        for storage, kernel in (("float16", THREE), ("float16", SEVEN), ("bfloat16", THREE), ("float64", SEVEN)):
             yield "forward", forward, Layer(layout, kernel, storage)
         for storage in ("float16", "float64"):
             yield "input gradient", input_gradient, Layer(layout, SEVEN, storage, stride=2)
@@ -213,11 +212,12 @@ def _each(layer: Layer) -> Iterator[Call]:
 
 
 def _activated() -> Iterator[Call]:
-    """Every activation forward where a thread has one channel, and every derivative where it has several."""
     for activation in ACTIVATIONS:
         yield "forward", forward, Layer(FIRST, THREE, activation=activation, bias=True)
+        yield "backward", backward, Layer(FIRST, THREE, activation=activation, bias=True)
+    for activation in ("relu6", "silu", "gelu"):
+        yield "forward", forward, Layer(LAST, THREE, activation=activation, bias=True)
         yield "backward", backward, Layer(LAST, THREE, activation=activation, bias=True)
-    yield "forward", forward, Layer(LAST, THREE, activation="gelu", bias=True)
     for storage, activation in (("float16", "silu"), ("float64", "gelu")):
         yield "forward", forward, Layer(FIRST, THREE, storage, activation=activation, bias=True)
         yield "backward", backward, Layer(FIRST, THREE, storage, activation=activation, bias=True)
@@ -242,11 +242,11 @@ def _others() -> Iterator[Call]:
     for layout in LAYOUTS:
         large, small = Pointwise(layout, 128, 256, SIZE, activation="relu6"), Pointwise(layout, 128, 50, 7)
         for layer in (large, small):
-            yield "pointwise", pointwise, layer
+            yield "pointwise", pointwise_forward, layer
             yield "pointwise backward", pointwise_backward, layer
         for storage in ("float16", "float64"):
-            yield "pointwise", pointwise, Pointwise(layout, 128, 256, SIZE, storage)
-        yield "separable", separable, Pointwise(layout, CHANNELS, 192, 28, "float16")
+            yield "pointwise", pointwise_forward, Pointwise(layout, 128, 256, SIZE, storage)
+        yield "separable", separable_forward, Pointwise(layout, CHANNELS, 192, 28, "float16")
     yield "conversion", converted, ("float32", "float16")
     yield "conversion", converted, ("bfloat16", "float32")
     yield "addition", added, "float32"
