@@ -45,15 +45,17 @@ def work(launch: Launch, capability: tuple[int, int]) -> Work:
 
 
 def _finite(source: Source) -> Source:
-    """The kernel without the second way to form a sum, where it has a first."""
+    """The kernel without the second way to form a sum, where it has a first: what follows where one is not finite."""
     kept: list[str] = []
-    depth: int | None = None
+    asked = depth = -1  # where a question whether sums are finite stands, and where what is left out hangs from
     for line in source.text.splitlines():
-        inside = len(line) - len(line.lstrip())
-        if depth is not None and inside > depth:
+        words = line.lstrip()
+        inside = len(line) - len(words)
+        if 0 <= depth < inside:
             continue
-        depth = inside if line.lstrip().startswith("if not finite(") else None
-        if depth is None:
+        depth = inside if words.startswith("if not finite(") or (words == "else:" and inside == asked) else -1
+        asked = inside if words.startswith("if finite(") else asked
+        if depth < 0:
             kept.append(line)
     return source._replace(text="\n".join(kept) + "\n")
 

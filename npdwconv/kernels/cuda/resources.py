@@ -109,7 +109,10 @@ def _specialisations() -> dict[str, Launch]:
 
 def _found(name: str, counts: bool) -> Found:
     launch = _specialisations()[name]
-    ptx = _ptx(launch.kernel.source)
+    try:
+        ptx = _ptx(launch.kernel.source)
+    except Exception as error:
+        raise RuntimeError(f"{name} does not compile: {error}") from None
     taken = tuple(_taken(text, capability) for text, capability in zip(ptx, CAPABILITIES, strict=True))
     return Found(name, taken, counted.work(launch, CAPABILITIES[-1]) if counts else None)
 
