@@ -163,7 +163,9 @@ def fits_plainly(out: Any, shape: tuple[int, ...], operands: Iterable[Array | No
     if not (flags.c_contiguous and flags.writeable):
         return False
     for array in operands:
-        if array is not None and (array.dtype != dtype or np.may_share_memory(out, array)):
+        if array is None:
+            continue
+        if type(array) is not np.ndarray or array.dtype != dtype or np.may_share_memory(out, array):
             return False
     return True
 

@@ -42,7 +42,7 @@ class DeviceArray:
         writable: bool = True,
     ) -> None:
         self._owner, self.address, self.shape, self.dtype = owner, address, shape, dtype
-        dense = strides is None or strides == _dense_strides(shape, dtype.itemsize)
+        dense = strides is None or _is_dense(shape, strides, dtype.itemsize)
         self._strides = None if dense else strides
         self.stream, self.writable = stream, writable
 
@@ -98,6 +98,8 @@ class DeviceArray:
         asked = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple) else shape
         if -1 in asked:
             known = prod(extent for extent in asked if extent != -1)
+            if asked.count(-1) > 1 or not known:
+                raise ValueError(f"an array of shape {self.shape} cannot become {asked}")
             asked = tuple(self.size // known if extent == -1 else extent for extent in asked)
         if prod(asked) != self.size:
             raise ValueError(f"an array of shape {self.shape} cannot become {asked}")
@@ -188,6 +190,12 @@ def on_device(x: Any) -> bool:
     if hasattr(x, "__dlpack_device__"):
         return int(x.__dlpack_device__()[0]) in (_KDLCUDA, 13)  # and kDLCUDAManaged
     return hasattr(x, "__cuda_array_interface__")
+
+
+def _is_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether elements lie one after the other; the stride of an axis with one element says nothing."""
+    needed = _dense_strides(shape, itemsize)
+    return all(extent == 1 or step == need for extent, step, need in zip(shape, strides, needed, strict=True))
 
 
 def _dense_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

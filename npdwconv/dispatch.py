@@ -93,20 +93,26 @@ def explain_backend(x: Any = None, *, backend: str | None = None) -> BackendChoi
     reference: the call names backend='reference'
     """
     if backend is not None:
-        return BackendChoice(one_of("backend", backend, BACKENDS), f"the call names backend={backend!r}")
+        return _chosen_by(one_of("backend", backend, BACKENDS), f"the call names backend={backend!r}")
     held = _context.get()
     if held is not None:
-        return BackendChoice(held, f"use_backend({held!r}) is in force")
+        return _chosen_by(held, f"use_backend({held!r}) is in force")
     named = os.environ.get(_VARIABLE)
     if named:
         one_of(f"environment variable {_VARIABLE}", named, BACKENDS)
-        return BackendChoice(named, f"the environment variable {_VARIABLE} names it")
+        return _chosen_by(named, f"the environment variable {_VARIABLE} names it")
     if on_device(x):
-        return BackendChoice("cuda", f"{type(x).__name__} lies on a CUDA device")
+        return _chosen_by("cuda", f"{type(x).__name__} lies on a CUDA device")
     reason = unusable("numba")
     if reason is None:
         return BackendChoice("numba", "numba is installed, and the array lies in CPU memory")
     return BackendChoice("reference", f"numba is not usable: {reason}")
+
+
+def _chosen_by(name: str, why: str) -> BackendChoice:
+    """A choice that something made, which may have to be told that it cannot be used."""
+    reason = unusable(name)
+    return BackendChoice(name, why if reason is None else f"{why}, but it cannot be used: {reason}")
 
 
 def exists(operation: str, x: Array) -> bool:

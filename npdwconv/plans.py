@@ -248,7 +248,10 @@ def asked(
     call: Call, needs: Needs, names: tuple[str, ...], grad_out: Any, shape: tuple[int, ...]
 ) -> tuple[frozenset[str], Array]:
     """What a backward is asked for: names out of ``names``, and the gradient in the forward's result, of ``shape``."""
-    plain = type(grad_out) is np.ndarray and grad_out.shape == shape and grad_out.dtype == call.dtype
+    kind = type(grad_out)
+    plain = kind is np.ndarray or kind is DeviceArray
+    plain = plain and kind is type(next(iter(call.operands.values())))
+    plain = plain and grad_out.shape == shape and grad_out.dtype == call.dtype
     if plain and (needs is names or (type(needs) is str and needs in names)):
         call.operands["grad_out"] = grad_out
         return frozenset(names if needs is names else (str(needs),)), grad_out

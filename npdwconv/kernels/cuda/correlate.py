@@ -244,7 +244,7 @@ def settled(spec: CorrelateSpec, runs: tuple[AxisRun, AxisRun, AxisRun], channel
     window = (rows.kernel, columns.kernel) if small else (1, min(8, columns.kernel))
     taps = window[0] * window[1]
     most = min(together, VECTORS[spec.gradient], VECTORS[spec.source])
-    high = min(2 if spec.layout == "channels_last" or taps > 25 else 4, runs[1].target)
+    high = max(1, min(2 if spec.layout == "channels_last" or taps > 25 else 4, runs[1].target))
     if spec.layout == "channels_last":
         most = min(most, 4 if taps <= 9 else 2 if taps <= 25 else 1)
         vector = 1 if spec.multiplier > 1 else divisor(channels, most)

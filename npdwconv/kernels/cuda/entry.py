@@ -67,7 +67,9 @@ def _target(operand: Operand, stream: int, reads: tuple[Operand, ...], inner: li
         if outside is operand:
             return inside
     if isinstance(operand, DeviceArray):
-        return _on(operand, stream) if operand.contiguous else _new(operand.shape, operand.dtype, stream)
+        written = _on(operand, stream)
+        operand.stream = stream  # where what is written to it can be waited for
+        return written if operand.contiguous else _new(operand.shape, operand.dtype, stream)
     return _new(operand.shape, operand.dtype, stream)
 
 
