@@ -25,6 +25,7 @@ from kernels.situations import (
     transposed,
 )
 
+import npdwconv
 from npdwconv.device import DeviceArray, to_device
 from npdwconv.kernels.cuda import provider
 from npdwconv.kernels.cuda.gather import LANES
@@ -75,7 +76,7 @@ def more(scale: int = 1) -> Iterator[Situation]:
     yield depthwise("k5", 2, (5, w), (5, 5), padding=2)
     yield depthwise("k7", 1, (3, w), (7, 7), padding=3)
     yield depthwise("k1x9-loops", 1, (2, w + 1), (1, 9), padding=((0, 0), (4, 4)))
-    yield depthwise("1d-k18", 1, (w + 2,), (18,), padding=8)  # more products than one word adds up
+    yield depthwise("1d-k18", 1, (w + 16,), (18,), padding=1)  # more products than one word adds up
     yield depthwise("1d-k50-loops", 1, (w + 2,), (50,), padding=24)
     # strides, dilations, multipliers
     yield depthwise("s2-d2", 2, (5, 2 * w + 1), (3, 3), stride=2, dilation=2, padding=2)
@@ -187,7 +188,23 @@ def closely(s: Situation, layout: str, dtype: str, **activations: str) -> None:
     assert not problem, problem
 
 
-# arrays on the device
+# arrays on the device, and one small call
+
+
+def numbers(*shape: int, dtype: str = "float32", seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-4, 5, shape).astype(dtype)
+
+
+def operands() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return numbers(1, 2, 3, 4), numbers(2, 1, 3, 3, seed=1), numbers(2, seed=2)
+
+
+def conv(x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
+    return npdwconv.depthwise_conv2d(x, weight, bias, padding=1, **options)
+
+
+def wanted() -> np.ndarray:
+    return conv(*operands(), backend="reference")
 
 
 def on_device(arrays: Arrays) -> Arrays:
