@@ -163,7 +163,7 @@ def test_operands_in_two_places_are_refused(which: tuple[int, ...]):
     with pytest.raises(DTypeError, match=r"lies (on a CUDA device|in CPU memory), .*needed all operands in one place"):
         conv(*mixed)
     x, weight, _ = operands()
-    with pytest.raises(DTypeError, match="grad_out lies in CPU memory, bias lies on a CUDA device"):
+    with pytest.raises(DTypeError, match="grad_out lies in CPU memory, x lies on a CUDA device"):
         npdwconv.depthwise_conv2d_backward(wanted(), *map(to_device, operands()), padding=1)
     with pytest.raises(DTypeError, match="weight lies in CPU memory, grad_out lies on a CUDA device"):
         npdwconv.depthwise_conv2d_input_grad(to_device(wanted()), weight, x.shape, padding=1)

@@ -37,7 +37,8 @@ def test_indexing_gives_views(key):
     assert view._owner is array._owner
     assert (view.ndim, view.size, view.nbytes) == (host[key].ndim, host[key].size, host[key].nbytes)
     if view.size:
-        assert view.strides == host[key].strides
+        pairs = zip(view.shape, view.strides, host[key].strides, strict=True)
+        assert all(ours == theirs for extent, ours, theirs in pairs if extent > 1)
         offset = host[key].__array_interface__["data"][0] - host.__array_interface__["data"][0]
         assert view.address - array.address == offset
 
