@@ -51,6 +51,13 @@ def test_integers_of_every_dtype(s: Situation, layout: str, dtype: str):
     exactly(s, layout, dtype)
 
 
+def test_the_middle_value_of_a_separable_convolution_is_not_rounded():
+    """2048 + 1 is no float16; less 2048 it is 1 again."""
+    x, taps = np.array([[[2048, 1]]], np.float16), np.ones((1, 1, 2), np.float16)
+    mixed, bias = np.ones((1, 1), np.float16), np.array([-2048], np.float16)
+    assert npdwconv.separable_conv1d(x, taps, mixed, bias, backend="cuda").tolist() == [[[1.0]]]
+
+
 @both_layouts(*core(), turns=True)
 def test_floats(s: Situation, layout: str):
     closely(s, layout, "float32", **dict.fromkeys(s.activations, "silu"))
