@@ -73,7 +73,7 @@ def _multiply(
     for begin in range(0, count, 65535):
         some = min(65535, count - begin)
         product.kernel(spec)(
-            (-(-rows // tile.rows), -(-columns // tile.columns), some),
+            product.grid(tile, rows, columns, some),
             (tile.threads, 1, 1),
             out.stream,
             *(place_of(_from(factor, begin * stride)) for factor, stride in zip(factors, leading[3:5], strict=True)),
@@ -143,7 +143,7 @@ def pointwise_bwd_weight(grad_z: Operand, x: Operand, grad_weight: Operand, layo
         leading = (pixels, pixels) if first else (rows, channels)
         batches = (rows * pixels, channels * pixels) if first else (0, 0)
         product.kernel(spec)(
-            (-(-rows // tile.rows), -(-channels // tile.columns), splits),
+            product.grid(tile, rows, channels, splits),
             (tile.threads, 1, 1),
             result.stream,
             *(place_of(grad), place_of(xs), place_of(partial), 0, 0),

@@ -74,8 +74,10 @@ def source(spec: ProductSpec) -> Source:
     across = tile.columns // tile.wide
     text(
         "thread = cuda.threadIdx.x",
-        f"i0 = cuda.blockIdx.x * {tile.rows}",
-        f"j0 = cuda.blockIdx.y * {tile.columns}",
+        f"tiles = div(columns + {tile.columns - 1}, {tile.columns})",
+        "i0 = div(cuda.blockIdx.x, tiles)",
+        f"j0 = (cuda.blockIdx.x - i0 * tiles) * {tile.columns}",
+        f"i0 = i0 * {tile.rows}",
         "z = cuda.blockIdx.z",
         "image = div(z, pieces)",
         "images = div(total - image + apart - 1, apart)",
@@ -194,6 +196,11 @@ def _store(text: Text, spec: ProductSpec) -> None:
 def kernel(spec: ProductSpec) -> provider.Kernel:
     """The kernel of a specification, compiled when it is first launched."""
     return provider.Kernel(source(spec), repr(spec))
+
+
+def grid(tile: Tile, rows: int, columns: int, count: int) -> provider.Extents:
+    """Blocks for ``count`` results of this extent: tiles along the only axis of a grid that may be long."""
+    return (-(-rows // tile.rows) * -(-columns // tile.columns), 1, count)
 
 
 def tile_for(rows: int, columns: int, count: int) -> Tile:

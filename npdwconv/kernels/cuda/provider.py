@@ -29,6 +29,7 @@ Launch = Callable[[Extents, Extents, int, Any], None]
 
 _DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_BUFFER_POINTER and the like of cuda.h
+ENTRY = "npdwconv"  # a kernel's name in its binary
 LEGACY = 1  # the legacy default stream, by the number that __cuda_array_interface__ and DLPack give it
 
 _stream: ContextVar[int | None] = ContextVar("npdwconv_stream", default=None)
@@ -108,8 +109,9 @@ class Source(NamedTuple):
 
 
 def device_function(source: Source) -> Any:
-    """A function that kernels call."""
-    return cuda().jit(source.function(), device=True)
+    """A function that kernels call; the simulator calls it as it is."""
+    function = source.function()
+    return function if simulated() else cuda().jit(function, device=True)
 
 
 def signature(source: Source) -> Any:
@@ -153,10 +155,17 @@ class Kernel:
         launch(grid, block, stream, arguments)
 
 
+def renamed(ptx: str) -> str:
+    """PTX whose kernel is called `ENTRY`: a binary may hold other functions, divisions for instance."""
+    head = ".visible .entry "
+    begin = ptx.index(head) + len(head)
+    return ptx.replace(ptx[begin : ptx.index("(", begin)].strip(), ENTRY)
+
+
 def binary_of(source: Source, capability: tuple[int, int]) -> bytes:
     """A kernel as the driver loads it: compiled to PTX, and that linked for one compute capability."""
     linker: Any = import_module("cuda.bindings.nvjitlink")
-    ptx = ptx_of(source, capability).encode()
+    ptx = renamed(ptx_of(source, capability)).encode()
     options = [f"-arch=sm_{capability[0]}{capability[1]}"]
     handle = linker.create(len(options), options)
     try:
@@ -176,7 +185,7 @@ def _launcher(source: Source, description: str) -> Launch:
     driver, capability = _driver(), capability_of_device()
     binary = binaries.stored(description, capability, lambda: binary_of(source, capability))
     module = _check(driver.cuModuleLoadData(binary))
-    function = int(_check(driver.cuModuleGetFunction(module, _entry(binary))))
+    function = int(_check(driver.cuModuleGetFunction(module, ENTRY.encode())))
     length = len(source.arguments)
     buffers, extras, size = ctypes.c_int64 * length, ctypes.c_void_p * 5, ctypes.c_size_t(8 * length)
     place, call = ctypes.addressof(size), _library().cuLaunchKernel
@@ -187,12 +196,6 @@ def _launcher(source: Source, description: str) -> Launch:
         _succeed(call(function, *grid, *block, 0, stream, None, extra))
 
     return launch
-
-
-def _entry(binary: bytes) -> bytes:
-    """The name of a binary's one kernel: its code is in the section ``.text.NAME``."""
-    begin = binary.index(b".text.") + len(b".text.")
-    return binary[begin : binary.index(b"\0", begin)]
 
 
 @cache
