@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from npdwconv.errors import DTypeError, OptionError
+from npdwconv import presence
+from npdwconv.errors import BackendUnavailableError, DTypeError, OptionError
 from npdwconv.layouts import Array
 from npdwconv.precision import is_supported
 
@@ -172,11 +174,9 @@ class DeviceArray:
         return (_KDLCUDA, _provider().device_of(self.address))
 
     def __dlpack__(self, *, stream: Any = None, **others: Any) -> Any:
-        from npdwconv.kernels.cuda import dlpack
-
         if stream is not None and stream != -1:
             _provider().wait_for(int(stream), self.stream)
-        return dlpack.capsule(self)
+        return _dlpack().capsule(self)
 
 
 _KDLCUDA = 2  # of dlpack.h
@@ -221,15 +221,15 @@ def _split(shape: tuple[int, ...], strides: tuple[int, ...], asked: tuple[int, .
 
 
 def _provider() -> Any:
-    from npdwconv.kernels.cuda import provider
-
-    return provider
+    return import_module("npdwconv.kernels.cuda.provider")
 
 
 def _copies() -> Any:
-    from npdwconv.kernels.cuda import copies
+    return import_module("npdwconv.kernels.cuda.copies")
 
-    return copies
+
+def _dlpack() -> Any:
+    return import_module("npdwconv.kernels.cuda.dlpack")
 
 
 def _new(shape: tuple[int, ...], dtype: np.dtype[Any], stream: int) -> DeviceArray:
@@ -254,9 +254,9 @@ def to_device(array: Any, *, stream: int | None = None) -> DeviceArray:
     >>> if backend_status()["cuda"] is None:
     ...     assert to_device(np.ones(3, dtype=np.float32)).shape == (3,)
     """
-    from npdwconv.dispatch import require_usable
-
-    require_usable("cuda")
+    missing = presence.missing()
+    if missing is not None:
+        raise BackendUnavailableError(f"to_device: backend 'cuda' cannot be used: {missing}")
     host = np.ascontiguousarray(array)
     if not is_supported(host.dtype):
         raise DTypeError(f"array has dtype {host.dtype}; needed float16, bfloat16, float32 or float64")
@@ -288,11 +288,9 @@ def use_stream(stream: int) -> Iterator[None]:
 
 def adopted(name: str, value: Any) -> DeviceArray:
     """A device array of another package's as ours, without a copy, on the stream that the call takes."""
-    from npdwconv.kernels.cuda import dlpack
-
     asked = _provider().asked_stream()
     ours = value if type(value) is DeviceArray else None
-    found = ours or _by_interface(name, value) or dlpack.adopted(name, value, asked)
+    found = ours or _by_interface(name, value) or _dlpack().adopted(name, value, asked)
     if asked is not None and asked != found.stream:
         _provider().wait_for(asked, found.stream)
         found = DeviceArray(found._owner, found.address, found.shape, found.dtype, found.strides, asked, found.writable)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from npdwconv import presence
 from npdwconv.device import on_device
 from npdwconv.errors import BackendUnavailableError, OptionError
 from npdwconv.layouts import Array
@@ -189,7 +190,7 @@ def unusable(name: str) -> str | None:
         return "this version of npdwconv has no kernels for it"
     if name == "reference":
         return None
-    return _numba_missing() if name == "numba" else _cuda_missing()
+    return _numba_missing() if name == "numba" else presence.missing()
 
 
 @cache
@@ -200,9 +201,3 @@ def _numba_missing() -> str | None:
     if disabled not in ("", "0"):
         return f"NUMBA_DISABLE_JIT={disabled} is set, and its kernels exist as compiled code only (unset it)"
     return None
-
-
-def _cuda_missing() -> str | None:
-    from npdwconv.kernels.cuda import provider
-
-    return provider.missing()

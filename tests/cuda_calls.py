@@ -26,11 +26,12 @@ from kernels.situations import (
 )
 
 import npdwconv
+from npdwconv import presence
 from npdwconv.device import DeviceArray, to_device
 from npdwconv.kernels.cuda import provider
 from npdwconv.kernels.cuda.gather import LANES
 
-MISSING = provider.missing()
+MISSING = presence.missing()
 needs_cuda = pytest.mark.skipif(MISSING is not None, reason=f"CUDA: {MISSING}")
 needs_gpu = pytest.mark.skipif(
     MISSING is not None or provider.simulated(), reason=f"a GPU: {MISSING or 'the simulator is on'}"

@@ -19,8 +19,8 @@ ROOT = Path(npdwconv.__file__).parent
 
 # A module imports only from strictly lower floors; a folder is one room, whose modules may import one another.
 FLOORS = (
-    ("errors", "layouts", "precision", "console"),
-    ("options", "activations", "cases"),
+    ("errors", "layouts", "precision", "presence", "console"),
+    ("options", "activations", "cases", "device", "memory"),
     ("geometry", "arguments", "dispatch", "threads", "interop"),
     ("kernels", "cost", "info", "plans"),
     ("depthwise", "transpose", "pointwise", "separable", "tokens", "causal", "folding"),

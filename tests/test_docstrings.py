@@ -10,10 +10,12 @@ import pytest
 
 import npdwconv
 
+# `compiled_words` needs the compiler of a device, which the simulator is not; it has no examples
+ELSEWHERE = ("__main__", "compiled_words")
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(npdwconv.__path__, "npdwconv.")
-    if not module.name.endswith("__main__")
+    if not module.name.endswith(ELSEWHERE)
 )
 
 

@@ -13,8 +13,7 @@ from hypothesis import given
 from strategies import illegal
 
 import npdwconv as n
-from npdwconv import BackendUnavailableError, DTypeError, OptionError, ShapeError, dispatch
-from npdwconv.kernels.cuda import provider
+from npdwconv import BackendUnavailableError, DTypeError, OptionError, ShapeError, dispatch, presence
 
 Arrays = dict[str, np.ndarray]
 
@@ -314,7 +313,7 @@ def _no_backend_named(monkeypatch):
 @pytest.fixture(autouse=True)
 def _no_cuda(monkeypatch):
     """A machine on which CUDA cannot be used; tests/cuda has the errors of one on which it can."""
-    monkeypatch.setattr(provider, "missing", lambda: "there is none")
+    monkeypatch.setattr(presence, "missing", lambda: "there is none")
     monkeypatch.setattr(dispatch, "_kernels", {})
 
 

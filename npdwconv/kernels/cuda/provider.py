@@ -10,55 +10,28 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import linecache
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from importlib import import_module
-from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npdwconv.kernels.cuda import binaries
+from npdwconv.presence import DRIVER
+from npdwconv.presence import simulated as simulated  # asked of the provider by the whole room
 
 Extents = tuple[int, int, int]
 Launch = Callable[[Extents, Extents, int, Any], None]
 
-_DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0  # CU_LAUNCH_PARAM_BUFFER_POINTER and the like of cuda.h
 ENTRY = "npdwconv"  # a kernel's name in its binary
 LEGACY = 1  # the legacy default stream, by the number that __cuda_array_interface__ and DLPack give it
 
 _stream: ContextVar[int | None] = ContextVar("npdwconv_stream", default=None)
-
-
-@cache
-def simulated() -> bool:
-    """Whether kernels run on the CPU, in the simulator."""
-    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
-
-
-@cache
-def missing() -> str | None:
-    """What CUDA lacks here: the package, the driver or a device; None where nothing does. Imports no package."""
-    if find_spec("numba") is None:
-        return "the package numba is not installed (pip install 'npdwconv[cuda]')"
-    if simulated():
-        return None
-    if find_spec("numba_cuda") is None:
-        return "the package numba-cuda is not installed (pip install 'npdwconv[cuda]')"
-    try:
-        driver = ctypes.CDLL(_DRIVER)
-    except OSError:
-        return f"the NVIDIA driver is not installed ({_DRIVER} was not found); the package numba-cuda is"
-    count = ctypes.c_int(0)
-    status = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
-    if status or not count.value:
-        return f"there is no NVIDIA GPU (the driver is installed and counts {count.value}, status {status})"
-    return None
 
 
 @cache
@@ -201,7 +174,7 @@ def _launcher(source: Source, description: str) -> Launch:
 @cache
 def _library() -> Any:
     """The driver's own library, for what is called often: each call costs a microsecond or two."""
-    library = ctypes.CDLL(_DRIVER)
+    library = ctypes.CDLL(DRIVER)
     number, pointer = ctypes.c_uint, ctypes.c_void_p
     library.cuLaunchKernel.argtypes = (pointer, *[number] * 7, pointer, pointer, pointer)
     library.cuMemAllocFromPoolAsync.argtypes = (pointer, ctypes.c_size_t, pointer, pointer)
