@@ -22,14 +22,31 @@ RENEW = "python -m npdwconv.kernels.cuda.resources --markdown docs/_cuda_resourc
 MORE_REGISTERS = 8  # than stored that another version of the compiler may take
 
 
+DIVIDES = """
+from npdwconv.kernels.cuda import copies, provider
+binary = provider.binary_of(copies.source("float32", "float16", False), (9, 0))
+names = {part.split(b"\\0")[0].decode() for part in binary.split(b"\\0.text.")[1:]}
+print(provider.ENTRY in names, len(names) > 1)
+"""
+
+
+def run(*arguments: str) -> str:
+    """What a process without the simulator prints."""
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
+    process = subprocess.run(
+        [sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=1800
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    return process.stdout
+
+
 @pytest.fixture(scope="module")
 def found():
-    """In a process without the simulator, which these tests may run in."""
-    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_ENABLE_CUDASIM"}
-    command = [sys.executable, "-m", "npdwconv.kernels.cuda.resources"]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
-    assert run.returncode == 0, run.stderr[-4000:]
-    return stored(run.stdout)
+    return stored(run("-m", "npdwconv.kernels.cuda.resources"))
+
+
+def test_a_kernel_has_its_name_in_a_binary_that_holds_other_functions():
+    assert run("-c", DIVIDES).split() == ["True", "True"]
 
 
 @pytest.fixture(scope="module")
