@@ -29,7 +29,7 @@ import npdwconv
 from npdwconv import presence
 from npdwconv.device import DeviceArray, to_device
 from npdwconv.kernels.cuda import provider
-from npdwconv.kernels.cuda.gather import LANES
+from npdwconv.kernels.cuda.gather_spec import LANES
 
 MISSING = presence.missing()
 needs_cuda = pytest.mark.skipif(MISSING is not None, reason=f"CUDA: {MISSING}")

@@ -12,7 +12,7 @@ from strategies import same_bits
 
 import npdwconv
 from npdwconv.device import DeviceArray, to_device
-from npdwconv.kernels.cuda import correlate, epilogue, gather
+from npdwconv.kernels.cuda import correlate, epilogue, gather, gather_spec
 from npdwconv.kernels.cuda import depthwise as planned
 from npdwconv.kernels.cuda import pointwise as products
 
@@ -46,7 +46,7 @@ def cut(monkeypatch):
     transposed("transpose", 1, (2, 3), (3, 3), stride=2),
 )
 def test_several_launches(s: Situation, layout: str, cut):
-    cut(gather, "MOST_ITEMS", 3)
+    cut(gather_spec, "MOST_ITEMS", 3)
     exactly(s, layout)
 
 

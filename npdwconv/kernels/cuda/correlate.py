@@ -21,7 +21,8 @@ from npdwconv.device import DeviceArray
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cuda import provider, sums
 from npdwconv.kernels.cuda.entry import aligned, place_of
-from npdwconv.kernels.cuda.gather import LANES, MOST_TAPS, VECTORS, divisor, scalar
+from npdwconv.kernels.cuda.gather import scalar
+from npdwconv.kernels.cuda.gather_spec import LANES, MOST_TAPS, VECTORS, divisor
 from npdwconv.kernels.cuda.provider import Source
 from npdwconv.kernels.cuda.relation import AxisRun, AxisSpec, passed
 from npdwconv.kernels.cuda.source import Text
@@ -238,7 +239,7 @@ def _finish(spec: FinishSpec) -> provider.Kernel:
 
 
 def settled(spec: CorrelateSpec, runs: tuple[AxisRun, AxisRun, AxisRun], channels: int, together: int) -> CorrelateSpec:
-    """The specification with the window, the vector and the tile that suit; ``together`` as in `gather.settled`."""
+    """The specification with the window, the vector and the tile that suit, as in `gather_spec.settled`."""
     _, rows, columns = spec.axes
     small = rows.kernel * columns.kernel <= MOST_TAPS and max(rows.stride, columns.stride) <= 4
     window = (rows.kernel, columns.kernel) if small else (1, min(8, columns.kernel))

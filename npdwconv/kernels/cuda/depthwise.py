@@ -7,7 +7,7 @@ from functools import lru_cache
 from npdwconv.activations import Activation
 from npdwconv.device import DeviceArray
 from npdwconv.geometry import ConvGeometry
-from npdwconv.kernels.cuda import borders, correlate, gather
+from npdwconv.kernels.cuda import borders, correlate, gather, gather_spec
 from npdwconv.kernels.cuda.entry import Operand, aligned, entered, place_of
 from npdwconv.kernels.cuda.provider import Extents, Kernel
 from npdwconv.kernels.cuda.relation import passed
@@ -60,8 +60,8 @@ def _plan(
     batch, channels, read = counts
     folds = read > channels
     multiplier = (read // channels if folds else channels // read) if read else 1
-    spec = gather.GatherSpec(layout, specs, *dtypes, multiplier, folds, *options)
-    spec = gather.settled(spec, runs, batch, channels, together)
+    spec = gather_spec.GatherSpec(layout, specs, *dtypes, multiplier, folds, *options)
+    spec = gather_spec.settled(spec, runs, batch, channels, together)
     numbers = (
         channels,
         *(run.source for run in runs),
@@ -69,7 +69,7 @@ def _plan(
         *(runs[1].shift, runs[2].shift),
         *(run.low for run in runs),
     )
-    return gather.kernel(spec), gather.grids(spec, runs, batch, channels), numbers
+    return gather.kernel(spec), gather_spec.grids(spec, runs, batch, channels), numbers
 
 
 def depthwise_fwd(

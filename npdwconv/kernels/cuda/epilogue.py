@@ -9,7 +9,7 @@ import numpy as np
 
 from npdwconv.kernels.cuda import provider, sums
 from npdwconv.kernels.cuda.entry import Operand, entered, place_of
-from npdwconv.kernels.cuda.gather import LANES
+from npdwconv.kernels.cuda.gather_spec import LANES
 from npdwconv.kernels.cuda.provider import Source
 from npdwconv.kernels.cuda.source import Text
 from npdwconv.kernels.cuda.words import real_of, vocabulary
