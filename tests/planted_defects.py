@@ -98,12 +98,13 @@ def shifted(layer: Layer, *steps: int) -> Results | None:
     return compute(layer, lows=tuple(low - step for (low, _), step in zip(layer.pads, steps, strict=True)))
 
 
-def edgeless(layer: Layer) -> Layer:
-    """Nothing near the border."""
-    width = 1 + max(map(max, layer.pads))
-    inner = np.zeros(layer.x.shape[2:])
-    inner[width:-width, width:-width] = 1
-    return per(layer, "x", lambda array: array * inner)
+def unmoved(layer: Layer) -> Layer:
+    """Wherever the windows lie: a bias and nothing else; of gradients, pairs of terms that cancel."""
+    if layer.grad is None:
+        return per(layer, "x", np.zeros_like)
+    layer = per(layer, "x", lambda x: np.concatenate([x[:1], -x[:1]]))  # two images
+    layer = per(layer, "weight", lambda w: np.repeat(w[::2], 2, axis=0) * np.resize([1, -1], (len(w), 1, 1, 1)))
+    return per(layer, "grad", lambda grad: np.repeat(grad[:1, ::2], 2, axis=1).repeat(2, axis=0))
 
 
 def other_sides(layer: Layer) -> Results | None:
@@ -133,9 +134,15 @@ def permuted(layer: Layer, order: Callable[[int], Array]) -> Results:
 
 
 def crossed_inputs(layer: Layer) -> Results | None:
-    if layer.pointwise or layer.fan > 1 or layer.grad is not None:
+    if layer.fan > 1 or layer.grad is not None:
         return None
     return compute(replace(layer, x=layer.x[:, ::-1]))
+
+
+def other_images(layer: Layer) -> Results | None:
+    if len(layer.x) < 2:
+        return None
+    return {name: array[::-1] if name != "weight" else array for name, array in compute(layer).items()}
 
 
 def misread(layer: Layer) -> Results:
@@ -160,6 +167,13 @@ def with_bias(layer: Layer, times: int) -> Results | None:
     return compute(replace(layer, bias=layer.bias * layer.bias.dtype.type(times)))
 
 
+def other_bias(layer: Layer) -> Results | None:
+    if layer.bias is None or layer.grad is not None:
+        return None
+    factors = np.random.default_rng(6).uniform(0.2, 1.8, len(layer.bias)).astype(layer.bias.dtype)
+    return compute(replace(layer, bias=layer.bias * factors))
+
+
 def with_activation(layer: Layer, name: str | None) -> Results | None:
     if layer.grad is not None or layer.activation == name:
         return None
@@ -167,11 +181,12 @@ def with_activation(layer: Layer, name: str | None) -> Results | None:
 
 
 def between_kinks(layer: Layer) -> Layer:
-    """Sums between 0 and 6."""
+    """Sums between 0 and 6, above 3 for a hardswish, which is another function below."""
     positive = replace(per(per(layer, "x", np.abs), "weight", np.abs), activation=None)
     plain = compute(replace(positive, bias=None))["out"] if layer.grad is None else np.ones(1)
     shrunk = per(positive, "weight", lambda w: w * min(1.0, 4.0 / max(float(plain.max()), 1e-30)))
-    return replace(per(shrunk, "bias", lambda b: np.full_like(b, 0.5)), activation=layer.activation)
+    least = 3.5 if layer.activation == "hardswish" else 0.5
+    return replace(per(shrunk, "bias", lambda b: np.full_like(b, least)), activation=layer.activation)
 
 
 def bits(array: Array, digits: int, *, up: bool = True) -> Array:
@@ -270,10 +285,6 @@ def shuffle(count: int) -> Array:
     return np.random.default_rng(3).permutation(count)
 
 
-def space(layer: Layer) -> Layer:
-    return flat(replace(layer, mode=layer.mode), 2, 3)
-
-
 DEFECTS = (
     Defect("kernel_flipped", "both axes", depthwise(lambda layer: flipped(layer, 2, 3)), symmetric),
     Defect("kernel_flipped", "width", depthwise(lambda layer: flipped(layer, 3)), symmetric),
@@ -283,15 +294,16 @@ DEFECTS = (
         depthwise(lambda layer: compute(replace(layer, weight=np.ascontiguousarray(layer.weight.swapaxes(2, 3))))),
         transposed,
     ),
-    Defect("padding_side", "swapped", other_sides, space),
-    Defect("padding_mode", "another", depthwise(other_mode), edgeless),
-    Defect("stride_phase", "late", depthwise(lambda layer: shifted(layer, 1, 1)), space),
-    Defect("stride_phase", "early in width", depthwise(lambda layer: shifted(layer, 0, -1)), space),
-    Defect("dilation_ignored", "first tap", depthwise(undilated), space),
+    Defect("padding_side", "swapped", other_sides, unmoved),
+    Defect("padding_mode", "another", depthwise(other_mode), unmoved),
+    Defect("stride_phase", "late", depthwise(lambda layer: shifted(layer, 1, 1)), unmoved),
+    Defect("stride_phase", "early in width", depthwise(lambda layer: shifted(layer, 0, -1)), unmoved),
+    Defect("dilation_ignored", "first tap", depthwise(undilated), unmoved),
     Defect("multiplier_order", "k mod C", depthwise(modulo), lambda layer: flat(layer, 1)),
     Defect("channels_permuted", "reversed", lambda layer: permuted(layer, reverse), lambda layer: flat(layer, 1)),
     Defect("channels_permuted", "shuffled", lambda layer: permuted(layer, shuffle), lambda layer: flat(layer, 1)),
     Defect("channels_permuted", "inputs reversed", crossed_inputs, lambda layer: flat(layer, 1)),
+    Defect("images_permuted", "reversed", other_images, lambda layer: flat(layer, 0)),
     Defect("layout_misread", "of x", misread, lambda layer: flat(layer, 0, 1, 2, 3)),
     Defect("weight_layout", "HWC as CHW", stored_last, lambda layer: per(layer, "weight", lambda w: w * 0 + w.mean())),
     Defect("bias_missing", "", lambda layer: with_bias(layer, 0), lambda layer: per(layer, "bias", np.zeros_like)),
@@ -300,6 +312,7 @@ DEFECTS = (
     Defect("activation_swapped", "relu", lambda layer: with_activation(layer, "relu"), between_kinks),
     Added("scale", "by 1.5", scaled),
     Defect("scale", "another eps", normed, lambda layer: per(layer, "weight", np.zeros_like)),
+    Defect("offset", "another bias", other_bias, lambda layer: per(layer, "bias", np.zeros_like)),
     Defect("tf32_inputs", "nearest", lambda layer: compute(coarse(layer, 11)), lambda layer: coarse(layer, 8)),
     Defect("tf32_inputs", "truncated", lambda layer: compute(coarse(layer, 11, up=False)), lambda x: coarse(x, 8)),
     Defect("bfloat16_inputs", "nearest", lambda layer: compute(coarse(layer, 8)), lambda layer: coarse(layer, 5)),

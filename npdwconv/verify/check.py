@@ -76,15 +76,15 @@ def check(
     one_of("norm", norm, NORMS)
     reports = [_checked(case, each, norm, rung) for each in computes]
     report = min(reports, key=lambda each: (each.bad > 0, each.bad, each.worst_ratio))
-    return explained(report, rung, diagnose=diagnose)
+    return explained(report, diagnose=diagnose)
 
 
-def explained(report: Report, rung: str, *, diagnose: bool) -> Report:
+def explained(report: Report, *, diagnose: bool) -> Report:
     """The report with what explains its bad elements, and with what says to which defects its data is blind."""
     from npdwconv.verify.hypotheses import blind_to, diagnoses
 
-    found = diagnoses(report, rung) if diagnose and not report.ok else ()
-    return replace(report, diagnoses=found, blindness=partial(blind_to, report, rung))
+    found = diagnoses(report) if diagnose and not report.ok else ()
+    return replace(report, diagnoses=found, blindness=partial(blind_to, report))
 
 
 def assert_conv(op: str | Case, observed: Any = None, *arrays: Any, **options: Any) -> None:

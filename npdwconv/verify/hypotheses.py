@@ -16,10 +16,11 @@ import numpy as np
 
 from npdwconv.verify import hypotheses_cases as cases
 from npdwconv.verify import hypotheses_fitted as fitted
+from npdwconv.verify import hypotheses_order as order
 from npdwconv.verify import hypotheses_places as places
 from npdwconv.verify import hypotheses_rounded as roundings
 from npdwconv.verify.bounds import Enclosure
-from npdwconv.verify.hypotheses_evidence import Evidence, Finding, Variant, evidence, taken
+from npdwconv.verify.hypotheses_evidence import Evidence, Finding, Variant, evidence
 from npdwconv.verify.report import Diagnosis, Report
 
 # what an explanation takes from the observation: the less, the better
@@ -51,6 +52,7 @@ class Hypothesis:
         find: findings that need the observation.
         taken: what `find` takes from it: `NUMBERS`, `ROUNDING`, `VALUES` or `PLACES`.
         probe: results that data must tell from the truth to show what `find` looks for.
+        coarse: whether it is an arithmetic of fewer digits, of which several may give the same.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Hypothesis:
     find: Callable[[Evidence], Iterator[Finding]] = _no_findings
     taken: int = NUMBERS
     probe: Callable[[Evidence], Iterator[Enclosure]] = _no_predictions
+    coarse: bool = False
 
     def findings(self, e: Evidence, level: int) -> Iterator[Finding]:
         """Those that take as much from the observation as a level says."""
@@ -81,11 +84,17 @@ class Hypothesis:
         return possible
 
 
-def _rolled(e: Evidence) -> Iterator[Enclosure]:
-    count = e.observed.shape[e.channel_axis]
-    if count > 1:
-        order = np.roll(np.arange(count), 1)
-        yield e.known.each(lambda array: taken(array, order, e.channel_axis))
+def _rolled_channels(e: Evidence) -> Iterator[Enclosure]:
+    return _rolled(e, e.channel_axis)
+
+
+def _rolled_images(e: Evidence) -> Iterator[Enclosure]:
+    return _rolled(e, 0) if e.per_image else iter(())
+
+
+def _rolled(e: Evidence, axis: int) -> Iterator[Enclosure]:
+    if e.observed.shape[axis] > 1:
+        yield e.known.each(lambda array: np.roll(array, 1, axis))
 
 
 def _times(e: Evidence, factor: float) -> Iterator[Enclosure]:
@@ -129,8 +138,14 @@ HYPOTHESES = (
     Hypothesis(
         "channels_permuted",
         "channels are in another order, {}; check what shuffles, groups or concatenates channels",
-        find=fitted.channels_permuted,
-        probe=_rolled,
+        find=order.channels_permuted,
+        probe=_rolled_channels,
+    ),
+    Hypothesis(
+        "images_permuted",
+        "images of the batch are in another order, {}; check what gathers, shuffles or splits the batch",
+        find=order.images_permuted,
+        probe=_rolled_images,
     ),
     Hypothesis(
         "layout_misread",
@@ -144,6 +159,11 @@ HYPOTHESES = (
     ),
     Hypothesis("bias_missing", "{} was not added; check that it reaches the kernel", cases.bias_missing),
     Hypothesis("bias_doubled", "{} was added twice; check for one in the kernel and one after it", cases.bias_doubled),
+    Hypothesis(
+        "state_missing",
+        "the state was taken for {}; check that what one call returns reaches the next",
+        cases.state_missing,
+    ),
     Hypothesis("activation_missing", "the activation was left out: {}; check what is fused", cases.activation_missing),
     Hypothesis("activation_swapped", "another activation was applied: {}; check its name", cases.activation_swapped),
     Hypothesis(
@@ -153,15 +173,22 @@ HYPOTHESES = (
         probe=partial(_times, factor=2.0),
     ),
     Hypothesis(
+        "offset",
+        "a number was added in each channel: {}; check the bias, a batch norm's mean, a quantisation's zero point",
+        find=fitted.offset,
+    ),
+    Hypothesis(
         "tf32_inputs",
         "{} were rounded to TF32; turn it off (torch.backends.cudnn.allow_tf32, NVIDIA_TF32_OVERRIDE=0), or check "
         "with compute='tf32'",
         partial(cases.narrowed, name="tf32"),
+        coarse=True,
     ),
     Hypothesis(
         "bfloat16_inputs",
         "{} were rounded to bfloat16; check autocast and fast-math modes, or check with compute='bfloat16'",
         partial(cases.narrowed, name="bfloat16"),
+        coarse=True,
     ),
     Hypothesis(
         "bfloat16_accumulation",
@@ -169,6 +196,7 @@ HYPOTHESES = (
         find=partial(roundings.accumulated, name="bfloat16"),
         taken=ROUNDING,
         probe=partial(roundings.rounding_hidden, name="bfloat16"),
+        coarse=True,
     ),
     Hypothesis(
         "float16_compute",
@@ -177,6 +205,7 @@ HYPOTHESES = (
         partial(roundings.accumulated, name="float16"),
         ROUNDING,
         partial(roundings.rounding_hidden, name="float16"),
+        coarse=True,
     ),
     Hypothesis(
         "unwritten",
@@ -197,6 +226,7 @@ HYPOTHESES = (
 class _Explained(NamedTuple):
     diagnosis: Diagnosis
     level: int
+    coarse: bool
 
     @property
     def perfect(self) -> bool:
@@ -209,17 +239,17 @@ class _Explained(NamedTuple):
         return explained < _NEARLY_ALL, self.level, -explained, self.diagnosis.worst_ratio
 
 
-def diagnoses(report: Report, rung: str) -> tuple[Diagnosis, ...]:
+def diagnoses(report: Report) -> tuple[Diagnosis, ...]:
     """What explains the bad elements of a report, the best first; nothing weaker beside what explains them all."""
     wrong = [e for e in evidence(report) if e.bad.any()]
     found: list[_Explained] = []
     with np.errstate(all="ignore"):
         for level in range(PLACES + 1):
-            for hypothesis in HYPOTHESES:
-                explained = _explained(hypothesis, wrong, level)
-                if explained is not None:
-                    found.append(explained)
-            if any(each.perfect for each in found):
+            found += _at(level, wrong)
+            best = [each for each in found if each.perfect]
+            if best:
+                if level < ROUNDING and all(each.coarse for each in best):
+                    found += _at(ROUNDING, wrong)
                 break
     perfect = [each for each in found if each.perfect and each.level <= ROUNDING]
     ranked = sorted(perfect or found, key=lambda each: each.merit)
@@ -229,11 +259,16 @@ def diagnoses(report: Report, rung: str) -> tuple[Diagnosis, ...]:
     return tuple(names.values())
 
 
-def blind_to(report: Report, rung: str) -> tuple[str, ...]:
+def blind_to(report: Report) -> tuple[str, ...]:
     """The mistakes that would have stayed within the bound on this data."""
     pieces = [e for e in evidence(report) if e.observed.size]
     with np.errstate(all="ignore"):
         return tuple(hypothesis.name for hypothesis in HYPOTHESES if hypothesis.hidden(pieces))
+
+
+def _at(level: int, wrong: list[Evidence]) -> list[_Explained]:
+    explained = (_explained(hypothesis, wrong, level) for hypothesis in HYPOTHESES)
+    return [each for each in explained if each is not None]
 
 
 def _explained(hypothesis: Hypothesis, wrong: list[Evidence], level: int) -> _Explained | None:
@@ -252,7 +287,7 @@ def _explained(hypothesis: Hypothesis, wrong: list[Evidence], level: int) -> _Ex
     if not details or good < _GOOD_SHARE * bad or left > (1.0 - _GOOD_SHARE) * bad:
         return None
     text = hypothesis.explanation.format("; ".join(dict.fromkeys(details)))
-    return _Explained(Diagnosis(hypothesis.name, text, worst, good / bad), level)
+    return _Explained(Diagnosis(hypothesis.name, text, worst, good / bad), level, hypothesis.coarse)
 
 
 def _merit(e: Evidence, finding: Finding) -> tuple[int, int, float]:

@@ -284,6 +284,13 @@ def bias_doubled(e: Evidence) -> Iterator[Variant]:
     return _scaled_bias(e, 2.0)
 
 
+def state_missing(e: Evidence) -> Iterator[Variant]:
+    """A causal convolution from a state of zeros."""
+    if "state" in e.case.operands and e.role != "state":
+        rest = {name: array for name, array in e.case.operands.items() if name != "state"}
+        yield Variant("zeros", replace(e.case, operands=rest))
+
+
 def _other_activation(e: Evidence, others: Iterable[str | None]) -> Iterator[Variant]:
     if e.case.op.endswith(("_input_grad", "_weight_grad")):
         return

@@ -1,4 +1,4 @@
-"""Mistakes with numbers that the observation tells: which channel went where, and by which factor."""
+"""Mistakes with numbers that the observation tells: by which factor values were multiplied, what was added."""
 
 from __future__ import annotations
 
@@ -12,143 +12,20 @@ from npdwconv.activations import ACTIVATIONS
 from npdwconv.layouts import Array
 from npdwconv.verify.bounds import Enclosure
 from npdwconv.verify.double import Double, lifted
-from npdwconv.verify.hypotheses_evidence import Evidence, Finding, Variant, channel_axis, substituted, taken
+from npdwconv.verify.hypotheses_evidence import Evidence, Finding
+from npdwconv.verify.hypotheses_order import rows_of
 
-_SAMPLES = 256  # places of a channel that are compared to find its like
-_PAIRS = 2**20  # weights times inputs that are tried with one another, at most
 _LEAST_FACTOR = 2.0**-20  # less is no factor: nothing was written
-_ENOUGH = 12  # elements that tell a channel's numbers
+_ENOUGH, _FEW = 12, 4  # elements that tell a channel's numbers, and one alone
 _SMALLER = 0.5
 _HUGE = 1e30
 _STEPS = 12  # of Gauss-Newton
-
-
-def channels_permuted(e: Evidence) -> Iterator[Finding]:
-    """Channels of the result, of the input or of the weights in another order."""
-    observed, expected = (_by_channel(e, array) for array in (e.observed, e.compared.expected))
-    wrong: Array = np.any(_by_channel(e, e.bad), axis=1)
-    places = _places(_by_channel(e, e.bad), _SAMPLES)
-    unit = _by_channel(e, e.compared.bound)[:, places].mean(axis=0)
-    unit = np.where((unit > 0) & np.isfinite(unit), unit, 1.0)
-    moved = _matched(observed[:, places] / unit, expected[:, places] / unit, wrong)
-    if moved is not None:
-        exact = e.truth.each(lambda array: taken(array, moved, e.channel_axis))
-        yield Finding(f"of the result: {described(moved)}", e.compare(exact))
-    if e.kind == "depthwise" and e.role == "out" and (wrong & ~_alone(observed)).any():
-        yield from _crossed(e, observed, wrong)
-
-
-def _by_channel(e: Evidence, array: Array) -> Array:
-    first = np.moveaxis(array, e.channel_axis, 0)
-    return first.reshape(first.shape[0], -1)
-
-
-def _places(bad: Array, count: int) -> Array:
-    """Up to ``count`` places of a channel, those first where most channels are bad."""
-    return np.sort(np.argsort(-bad.sum(axis=0), kind="stable")[:count])
-
-
-def _matched(observed: Array, expected: Array, wrong: Array) -> Array | None:
-    """For each wrong channel the one that it is most like; None where that is no order of several channels."""
-    lively: Array = np.all(np.isfinite(expected), axis=1)
-    if expected.shape[1] > 1:
-        lively &= np.ptp(np.where(np.isfinite(expected), expected, 0.0), axis=1) > 0
-    wide = observed.astype(np.float64)
-    centre = np.where(lively[:, None], expected, 0.0).mean(axis=0)
-    seen, like = np.where(np.isfinite(wide), wide, 0.0) - centre, np.where(lively[:, None], expected, 0.0) - centre
-    far = (seen**2).sum(axis=1)[:, None] + (like**2).sum(axis=1) - 2.0 * seen @ like.T
-    far[:, ~lively] = np.inf
-    own, alone = np.arange(len(wrong)), _alone(wide)
-    nearest = np.where(wrong & lively.any() & ~alone, far.argmin(axis=1), own)
-    if len(wrong) < 2 or (nearest == own).all():
-        return None  # what holds one value is a channel elsewhere only if others are
-    return np.where(wrong & alone, _free(nearest, ~lively), nearest)
-
-
-def _alone(rows: Array) -> Array:
-    """Whether a channel holds one value everywhere."""
-    same: Array = (rows == rows[:, :1]).all(axis=1) & (rows.shape[1] > 1)
-    return same
-
-
-def _free(nearest: Array, still: Array) -> Array:
-    """Each index, or one of a channel that is still, where there is one."""
-    found = np.flatnonzero(still)
-    return np.full_like(nearest, found[0]) if found.size else nearest
-
-
-def _crossed(e: Evidence, observed: Array, wrong: Array) -> Iterator[Finding]:
-    """Each output as the convolution of another input or with another weight, out of all pairs at some places."""
-    given, activation = e.case.operands, e.case.options.get("activation")
-    weight, channels = given["weight"], given["x"].shape[channel_axis(e.case, given["x"].ndim)]
-    each = len(weight) // max(channels, 1)
-    if len(weight) * channels > _PAIRS or channels < 2 or "state" in given:
-        return
-    places = _places(_by_channel(e, e.bad), 64 if len(weight) * channels < _PAIRS // 16 else 8)
-    patches = _patches(e, channels)[:, :, places]  # (C, taps, places)
-    pairs = np.einsum("kt,ctp->kcp", weight.reshape(len(weight), -1).astype(np.float64), patches, optimize=True)
-    bias = given["bias"].astype(np.float64) if "bias" in given else np.zeros(len(weight))
-    f = ACTIVATIONS[activation].function if activation else lambda z: z
-    seen, own = observed[:, places].astype(np.float64), np.arange(len(weight)) // each
-    source = _nearest(seen, f(pairs + bias[:, None, None]))
-    if each == 1:
-        source = np.where(wrong, source, own)
-        if (source != own).any():
-            axis = channel_axis(e.case, given["x"].ndim)
-            yield from _judged(e, f"of x: {described(source)}", x=taken(given["x"], source, axis))
-    mine = pairs.transpose(1, 0, 2)[own]  # (k, all weights, places) with k's input
-    weights = np.where(wrong, _nearest(seen, f(mine + bias[:, None, None])), np.arange(len(weight)))
-    if (weights != np.arange(len(weight))).any():
-        yield from _judged(e, f"of the weight: {described(weights)}", weight=weight[weights])
-    if "bias" in given:
-        weights = np.where(wrong, _nearest(seen, f(mine + bias[:, None])), np.arange(len(weight)))
-        moved = {"weight": weight[weights], "bias": given["bias"][weights]}
-        yield from _judged(e, f"of weight and bias: {described(weights)}", **moved)
-        offsets = np.stack([f(mine[np.arange(len(own)), np.arange(len(own))] + b) for b in bias], axis=1)
-        others = np.where(wrong, _nearest(seen, offsets), np.arange(len(weight)))
-        yield from _judged(e, f"of the bias: {described(others)}", bias=given["bias"][others])
-
-
-def _nearest(seen: Array, candidates: Array) -> Array:
-    """For each channel (k, places) the candidate (k, any, places) that it is most like."""
-    found: Array = np.nan_to_num(np.abs(candidates - seen[:, None]), nan=np.inf).sum(axis=2).argmin(axis=1)
-    return found
-
-
-def _patches(e: Evidence, channels: int) -> Array:
-    """What every tap of every output place reads, (C, taps, places), as the convolution with each tap alone."""
-    weight = e.case.operands["weight"]
-    taps = int(np.prod(weight.shape[2:]))
-    single = np.tile(np.eye(taps, dtype=weight.dtype), (channels, 1)).reshape(-1, *weight.shape[1:])
-    plain = e.case.options | {"activation": None}
-    operands = {"x": e.case.operands["x"], "weight": single}
-    found = Evidence(replace(e.case, operands=operands, options=plain), e.name, e.compared, e.ar, e.norm)
-    value = np.moveaxis(found.enclosed().value.hi, e.channel_axis, 0)
-    return value.reshape(channels, taps, -1)
-
-
-def _judged(e: Evidence, detail: str, **operands: Array) -> Iterator[Finding]:
-    ratio = e.judged(Variant(detail, substituted(e.case, **operands)))
-    if ratio is not None:
-        yield Finding(detail, ratio)
-
-
-def described(order: Array) -> str:
-    """A map of channels in words: at each place, which one was found."""
-    count = len(order)
-    places = np.arange(count)
-    moved = np.flatnonzero(order != places)
-    if (order == places[::-1]).all():
-        return f"the {count} channels reversed"
-    if (order == (places + order[0]) % count).all():
-        return f"rotated, channel {order[0]} comes first"
-    for groups in range(2, count):
-        if count % groups == 0 and (order == places.reshape(groups, -1).T.ravel()).all():
-            return f"interleaved, {groups} groups of {count // groups} channels shuffled"
-    shown = ", ".join(f"{place} holds {order[place]}" for place in moved[:6])
-    more = f", and {len(moved) - 6} more" if len(moved) > 6 else ""
-    twice = "" if len(set(order.tolist())) == count else "; some twice"
-    return f"{len(moved)} of {count} channels: {shown}{more}{twice}"
+_AFFINE = {
+    (True, True): "what goes into the activation, {}, and another offset",
+    (True, False): "each channel by {}, and another offset",
+    (False, True): "before the activation, {}",
+    (False, False): "{}",
+}
 
 
 def scale(e: Evidence) -> Iterator[Finding]:
@@ -156,14 +33,23 @@ def scale(e: Evidence) -> Iterator[Finding]:
 
     It must make all errors smaller: fitted numbers spread those of a few elements over the others.
     """
-    return (finding for finding in _scales(e) if _size(e, finding.ratio) < _SMALLER * _size(e, e.compared.ratio))
+    return (finding for finding in _scales(e) if _smaller(e, finding.ratio))
 
 
-def _size(e: Evidence, ratio: Array) -> float:
-    """Root mean square of the ratios in channels with bad elements."""
-    wrong: Array = np.any(_by_channel(e, e.bad), axis=1)
-    known = np.minimum(_by_channel(e, ratio)[wrong], _HUGE)
-    return float(np.sqrt(np.mean(known**2)))
+def offset(e: Evidence) -> Iterator[Finding]:
+    """A number that is added in each channel, before the activation."""
+    if e.role == "out":
+        yield from (finding for finding in _affine(e, factors=False) if _smaller(e, finding.ratio))
+
+
+def _smaller(e: Evidence, ratio: Array) -> bool:
+    """Whether the ratios' root mean squares in channels with bad elements are smaller, on an average over these."""
+    bad = rows_of(e.bad, e.channel_axis).sum(axis=1)
+    before, after = (
+        np.sqrt(np.mean(np.minimum(rows_of(each, e.channel_axis)[bad > 0], _HUGE) ** 2, axis=1))
+        for each in (e.compared.ratio, ratio)
+    )
+    return float(np.average(after / before, weights=bad[bad > 0])) < _SMALLER
 
 
 def _scales(e: Evidence) -> Iterator[Finding]:
@@ -177,7 +63,7 @@ def _scales(e: Evidence) -> Iterator[Finding]:
     if single is not None:
         yield Finding(f"each channel by its own, {_numbers(single)}", e.compare(_times(e, single)))
     if e.role == "out":
-        yield from _affine(e)
+        yield from _affine(e, factors=True)
 
 
 def _times(e: Evidence, factor: Array) -> Enclosure:
@@ -217,34 +103,46 @@ def _median(ratio: Array, axes: tuple[int, ...]) -> Array:
     return found.reshape(tuple(ratio.shape[axis] if axis in kept else 1 for axis in range(ratio.ndim)))
 
 
-def _affine(e: Evidence) -> Iterator[Finding]:
-    """f(s·z + t) per channel, z the sum of products without bias: a batch norm folded otherwise."""
+def _affine(e: Evidence, *, factors: bool) -> Iterator[Finding]:
+    """f(s·z + t) per channel, z the sum of products without bias: a batch norm folded otherwise; or s = 1.
+
+    Factors are not named where offsets alone explain as much.
+    """
     name = e.case.options.get("activation")
     operands = {key: array for key, array in e.case.operands.items() if key != "bias"}
     bare = replace(e.case, operands=operands, options=e.case.options | {"activation": None})
     z = Evidence(bare, e.name, e.compared, e.ar, e.norm).enclosed()
-    shape = [1] * e.observed.ndim
-    shape[e.channel_axis] = -1
-    rows, seen = _by_channel(e, z.value.hi), _by_channel(e, e.observed).astype(np.float64)
+    rows, seen = rows_of(z.value.hi, e.channel_axis), rows_of(e.observed, e.channel_axis).astype(np.float64)
     held = e.case.operands.get("bias")
     bias = np.zeros(len(rows)) if held is None else held.astype(np.float64)
-    fit = _gauss_newton(rows, seen, bias, name)
-    factor, offset = fit
-    wrong = _by_channel(e, e.bad).any(axis=1) & (np.abs(factor) > _LEAST_FACTOR)
-    factor, offset = np.where(wrong, factor, 1.0), np.where(wrong, offset, bias)
-    if not wrong.any():
-        return
-    s, t = factor.reshape(shape), offset.reshape(shape)
-    value = s * z.value.hi + t
+    still = e.observed.size
+    for fits in (False, True)[: 1 + factors]:
+        s, t = _gauss_newton(rows, seen, bias, name, factors=fits)
+        moved = rows_of(e.bad, e.channel_axis).any(axis=1) & (np.abs(s) > _LEAST_FACTOR) & ((s != 1.0) | (t != bias))
+        if not moved.any():
+            continue
+        s, t = np.where(moved, s, 1.0), np.where(moved, t, bias)
+        ratio = np.where(_along(e, moved), e.compare(_shifted(e, z, s, t, name)), e.compared.ratio)
+        before, still = still, int(np.count_nonzero(ratio > 1.0))
+        if fits == factors and still < before:
+            number = _numbers(s[moved]) if fits else _numbers((t - bias)[moved])
+            yield Finding(_AFFINE[fits, name is not None].format(number), ratio)
+
+
+def _along(e: Evidence, channels: Array) -> Array:
+    return channels.reshape([-1 if axis == e.channel_axis else 1 for axis in range(e.observed.ndim)])
+
+
+def _shifted(e: Evidence, z: Enclosure, factor: Array, offset: Array, name: str | None) -> Enclosure:
+    """f(s·z + t), to within what the bound allows f(z + bias)."""
+    s, t = _along(e, factor), _along(e, offset)
     error = np.abs(s) * z.error + 4.0 * e.ar.precision.unit * (np.abs(s) * z.size + np.abs(t))
-    exact = e.ar.activate(ACTIVATIONS[name] if name else None, Enclosure(lifted(value), error))
-    exact = exact._replace(error=np.maximum(exact.error, np.maximum(np.abs(s), 1.0) * e.truth.error))
-    detail = f"what goes into the activation, {_numbers(factor[wrong])}, and another offset" if name else ""
-    yield Finding(detail or f"each channel by {_numbers(factor[wrong])}, and another offset", e.compare(exact))
+    exact = e.ar.activate(ACTIVATIONS[name] if name else None, Enclosure(lifted(s * z.value.hi + t), error))
+    return exact._replace(error=np.maximum(exact.error, np.maximum(np.abs(s), 1.0) * e.truth.error))
 
 
-def _gauss_newton(z: Array, seen: Array, bias: Array, name: str | None) -> tuple[Array, Array]:
-    """s and t of each row with f(s·z + t) ≈ seen, from s = 1, t = bias on; as they began where z does not tell."""
+def _gauss_newton(z: Array, seen: Array, bias: Array, name: str | None, *, factors: bool) -> tuple[Array, Array]:
+    """s and t of each row with f(s·z + t) ≈ seen, from s = 1, t = bias on; as they began where f(z) does not tell."""
     f = ACTIVATIONS[name] if name else None
     s, t = np.ones(len(z)), bias.copy()
     finite = np.isfinite(seen) & np.isfinite(z)
@@ -257,11 +155,14 @@ def _gauss_newton(z: Array, seen: Array, bias: Array, name: str | None) -> tuple
             one, two, three = slope**2, slope**2 * z, slope**2 * z**2
             a, b, c = one.sum(axis=1), two.sum(axis=1), three.sum(axis=1)
             right, slanted = (slope * rest).sum(axis=1), (slope * rest * z).sum(axis=1)
-            scale_of = a * c - b * b
-            usable = (np.count_nonzero(slope, axis=1) >= _ENOUGH) & (scale_of > 1e-9 * a * c)
-            step_s, step_t = (a * slanted - b * right) / scale_of, (c * right - b * slanted) / scale_of
+            determinant, usable = a * c - b * b, np.count_nonzero(slope, axis=1) >= (_ENOUGH if factors else _FEW)
+            if factors:
+                usable &= determinant > 1e-9 * a * c
+                step_s, step_t = (a * slanted - b * right) / determinant, (c * right - b * slanted) / determinant
+            else:
+                step_s, step_t = np.zeros(len(z)), right / a
             s, t = np.where(usable, s + step_s, s), np.where(usable, t + step_t, t)
-    known = np.isfinite(s) & np.isfinite(t)
+    known = np.isfinite(s) & np.isfinite(t) & usable
     return np.where(known, s, 1.0), np.where(known, t, bias)
 
 

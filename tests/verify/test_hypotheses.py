@@ -19,8 +19,8 @@ from npdwconv.verify import hypotheses
 from npdwconv.verify.hypotheses import HYPOTHESES
 
 RANDOM = random_layers()
-# only zeros hide a factor, and what was not written: another test
-BLENDED = [defect for defect in DEFECTS if defect.name not in ("scale", "unwritten", "local_defect")]
+# only zeros hide a factor, and what was not written: another test; nothing hides an offset
+BLENDED = [defect for defect in DEFECTS if defect.name not in ("scale", "offset", "unwritten", "local_defect")]
 by_defect = pytest.mark.parametrize("defect", DEFECTS, ids=lambda each: re.sub(r"\W+", "_", f"{each.name} {each.what}"))
 # data between blind and random on which another mistake gives the same to within the bound
 EQUAL = {("bfloat16_accumulation", "pointwise", 4.0)}
@@ -47,7 +47,8 @@ def require_first(defect: Defect, layer: Layer, severities: tuple[float, ...]) -
 
 
 def test_every_hypothesis_is_planted() -> None:
-    assert {defect.name for defect in DEFECTS} == {hypothesis.name for hypothesis in HYPOTHESES}
+    causal = {"state_missing"}  # in test_causal: the layers have no state
+    assert {defect.name for defect in DEFECTS} | causal == {hypothesis.name for hypothesis in HYPOTHESES}
 
 
 @by_defect
@@ -82,7 +83,10 @@ def test_data_that_hides_it_is_called_blind_to_it(defect: Defect) -> None:
         if wrong is None:
             continue
         report = planted.check(data, wrong)
-        if report.ok:
+        silu_for_hardswish = (
+            defect.name == "activation_swapped" and layer.activation == "hardswish"
+        )  # seen, if not relu
+        if report.ok and not silu_for_hardswish:
             hidden += 1
             assert defect.name in report.blind_to, layer.name
     assert hidden
@@ -98,7 +102,8 @@ def test_zeros_show_nothing() -> None:
     x, weight, bias = np.zeros((1, 4, 9, 9), np.float32), normal(4, 1, 3, 3), normal(4) * 0
     out = npdwconv.depthwise_conv2d(x, weight, bias, padding=1, dilation=2, activation="relu")
     hidden = verify.check("depthwise_conv2d", out, x, weight, bias, padding=1, dilation=2, activation="relu").blind_to
-    applicable = {each.name for each in HYPOTHESES} - {"padding_side", "multiplier_order", "local_defect"}
+    applicable = {each.name for each in HYPOTHESES} - {"padding_side", "multiplier_order"}
+    applicable -= {"local_defect", "offset", "images_permuted", "state_missing"}
     shown = {"activation_swapped", "activation_missing"} - set(hidden)
     assert applicable - set(hidden) == shown == set()
 
@@ -157,6 +162,39 @@ def test_causal() -> None:
     x, weight, state = normal(2, 4, 9), normal(4, 1, 4), normal(2, 4, 3)
     out, after = npdwconv.causal_depthwise_conv1d(x, weight[:, :, ::-1], state=state)
     assert named("causal_depthwise_conv1d", (out, after), x, weight, state=state)[0] == "kernel_flipped"
+
+
+def test_causal_from_a_state_of_zeros() -> None:
+    x, weight, state, grad = normal(2, 4, 2), normal(4, 1, 4), normal(2, 4, 3), normal(2, 4, 2) + 1
+    op, cold = "causal_depthwise_conv1d", np.zeros_like(state)
+    assert named(op, npdwconv.causal_depthwise_conv1d(x, weight, state=cold), x, weight, state=state) == [
+        "state_missing"
+    ]
+    grads = npdwconv.causal_depthwise_conv1d_backward(grad, x, weight, state=cold)
+    assert named(f"{op}_backward", grads, grad, x, weight, state=state) == ["state_missing"]
+    out = npdwconv.causal_depthwise_conv1d(x, weight, state=cold)
+    assert verify.check(op, out, x, weight, state=cold).blind_to == ("state_missing",)
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "relu6", "hardswish"])
+def test_inputs_of_a_pointwise_convolution_in_another_order(activation: str | None) -> None:
+    x, weight, bias = normal(2, 12, 9, 8) + 1, normal(20, 12), normal(20)
+    order = np.random.default_rng(1).permutation(12)
+    wrong = npdwconv.pointwise_conv(x[:, order], weight, bias, activation=activation)
+    report = verify.check("pointwise_conv", wrong, x, weight, bias, activation=activation)
+    (diagnosis,) = report.diagnoses
+    assert diagnosis.name == "channels_permuted"
+    assert "of x: " in diagnosis.explanation
+    assert all(f"{place} holds {order[place]}" in diagnosis.explanation for place in range(2) if order[place] != place)
+
+
+def test_an_offset_is_not_a_scale() -> None:
+    x, weight, bias = normal(2, 6, 9, 8), normal(6, 1, 3, 3), normal(6)
+    shifted = bias + np.array([0, 0.25, 0, 0, -0.5, 0], np.float32)
+    wrong = npdwconv.depthwise_conv2d(x, weight, shifted, activation="relu6")
+    (diagnosis,) = verify.check("depthwise_conv2d", wrong, x, weight, bias, activation="relu6").diagnoses
+    assert diagnosis.name == "offset"
+    assert "from -0.5 to 0.25" in diagnosis.explanation
 
 
 def test_transposed() -> None:
