@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from npdwconv.cases import Case
+
 Array = np.ndarray[Any, np.dtype[Any]]
 Results = dict[str, Array]
 
@@ -200,11 +202,6 @@ REAL = {
 @cache
 def real_layers() -> tuple[Layer, ...]:
     """Layers of EfficientNet-Lite0 with their inputs for a photograph: some of their channels, a part of the image."""
-    from skimage import data
-
-    from npdwconv.models import EfficientNetLite0
-
-    model = EfficientNetLite0.from_pretrained().fold()
     found: dict[str, Layer] = {}
 
     def keep(name: str, layer: Any, x: Array, *_: Any) -> None:
@@ -222,5 +219,36 @@ def real_layers() -> tuple[Layer, ...]:
             made = replace(made, stride=stride, pads=pads, padding="same")
         found[name] = made
 
-    model.forward(model.preprocess(data.chelsea()), on_layer=keep)
+    _photographed(keep)
     return tuple(found[name] for name in REAL)
+
+
+def convolutions_of_lite0() -> Iterator[Case]:
+    """Every depthwise and pointwise convolution of EfficientNet-Lite0 on a photograph, without its activation."""
+    found: list[Case] = []
+
+    def keep(name: str, layer: Any, x: Array, *_: Any) -> None:
+        if not name.endswith(("_depthwise_conv", "_expand_conv", "_project_conv", "_conv_head")):
+            return
+        weight, options = layer.params["weight"], {}
+        pointwise = "_depthwise" not in name
+        if not pointwise:
+            stride, extents = layer.options["stride"], weight.shape[2:]
+            total = [max((-(-n // s) - 1) * s + k - n, 0) for n, s, k in zip(x.shape[2:], stride, extents, strict=True)]
+            pads = tuple((each // 2, each - each // 2) for each in total)
+            options = {"stride": stride, "padding": pads, "dilation": (1, 1)}
+        operands = {"x": x.copy(), "weight": weight.reshape(len(weight), -1) if pointwise else weight}
+        operands["bias"] = layer.params["bias"]
+        found.append(Case("pointwise_conv" if pointwise else "depthwise_conv2d", operands, options, name=name))
+
+    _photographed(keep)
+    return iter(found)
+
+
+def _photographed(keep: Any) -> None:
+    from skimage import data
+
+    from npdwconv.models import EfficientNetLite0
+
+    model = EfficientNetLite0.from_pretrained().fold()
+    model.forward(model.preprocess(data.chelsea()), on_layer=keep)

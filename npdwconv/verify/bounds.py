@@ -28,8 +28,8 @@ class Precision:
 
     ``digits``, ``least`` and ``largest`` are of an operand's format: significant bits, exponent of the smallest normal
     number, largest number. Operands are rounded to it, to nearest or, where ``truncates``, to either neighbour. Sums
-    have the unit roundoff ``unit`` and the range of float32, of float64 where operands are: what is below ``tiny``, its
-    smallest normal number, may count as 0.
+    have the unit roundoff ``unit`` and, up to ``overflow``, the range of float32, of float64 where operands are, or of
+    the operands' format where it has their digits: what is below ``tiny`` may count as 0.
     """
 
     name: str
@@ -66,6 +66,8 @@ PRECISIONS = {
         Precision("tf32", 11, -126, _FLOAT32[1], 2.0**-22, *_FLOAT32, truncates=True),
         Precision("bfloat16", 8, -126, 3.3895313892515355e38, 2.0**-22, *_FLOAT32),
         Precision("float16", 11, -14, 65504.0, 2.0**-22, *_FLOAT32),
+        Precision("bfloat16_accumulation", 8, -126, 3.3895313892515355e38, 2.0**-8, 2.0**-126, 3.3895313892515355e38),
+        Precision("float16_accumulation", 11, -14, 65504.0, 2.0**-11, 2.0**-24, 65504.0),  # with its subnormal numbers
     )
 }
 

@@ -47,8 +47,9 @@ def check(
         observed: what was returned for it: an array; for a backward the gradients (a tuple, ``Grads``, or a dict by
             name; None for what was not computed); for a causal convolution ``(out, next_state)``.
         arrays, options: the operator's own arguments.
-        compute: the arithmetic that was used: ``"float64"``, ``"float32"``, ``"tf32"``, ``"bfloat16"`` or ``"float16"``
-            (operands of that format, sums in float32); several where any of them will do; None for the operands' own.
+        compute: the arithmetic that was used: ``"float64"``, ``"float32"``; ``"tf32"``, ``"bfloat16"`` or ``"float16"``
+            (operands of that format, sums in float32); ``"bfloat16_accumulation"`` or ``"float16_accumulation"`` (sums
+            rounded to it too); several where any of them will do; None for the operands' own.
         norm: ``"elementwise"``; or ``"max"``, for algorithms such as Winograd's or the FFT, which only bound the error
             of an element by the largest of the whole result.
         reference: ``"float64"``, ``"double-double"`` or ``"fraction"``; None for the first that is precise enough.

@@ -192,7 +192,7 @@ HYPOTHESES = (
     ),
     Hypothesis(
         "bfloat16_accumulation",
-        "sums were rounded to bfloat16: {}; accumulate in float32",
+        "sums were rounded to bfloat16: {}; accumulate in float32, or check with compute='bfloat16_accumulation'",
         find=partial(roundings.accumulated, name="bfloat16"),
         taken=ROUNDING,
         probe=partial(roundings.rounding_hidden, name="bfloat16"),
@@ -200,7 +200,8 @@ HYPOTHESES = (
     ),
     Hypothesis(
         "float16_compute",
-        "float16 took the place of a wider arithmetic: {}; accumulate in float32, or check with compute='float16'",
+        "float16 took the place of a wider arithmetic: {}; accumulate in float32, or check with compute='float16', or "
+        "'float16_accumulation' where sums are rounded too",
         partial(cases.narrowed, name="float16"),
         partial(roundings.accumulated, name="float16"),
         ROUNDING,

@@ -13,11 +13,11 @@ from npdwconv.layouts import Array
 from npdwconv.verify.bounds import Enclosure
 from npdwconv.verify.double import Double, lifted
 from npdwconv.verify.hypotheses_evidence import Evidence, Finding
-from npdwconv.verify.hypotheses_order import rows_of
+from npdwconv.verify.hypotheses_order import linear, rows_of
 
 _LEAST_FACTOR = 2.0**-20  # less is no factor: nothing was written
 _ENOUGH, _FEW = 12, 4  # elements that tell a channel's numbers, and one alone
-_SMALLER = 0.5
+_SMALLER = 0.5  # of a channel's errors
 _HUGE = 1e30
 _STEPS = 12  # of Gauss-Newton
 _AFFINE = {
@@ -29,27 +29,29 @@ _AFFINE = {
 
 
 def scale(e: Evidence) -> Iterator[Finding]:
-    """A factor of the result, of each of its channels, or of what goes into the activation, with an offset.
-
-    It must make all errors smaller: fitted numbers spread those of a few elements over the others.
-    """
-    return (finding for finding in _scales(e) if _smaller(e, finding.ratio))
+    """A factor of the result, of each of its channels, or of what goes into the activation, with an offset."""
+    return _smaller(e, _scales(e))
 
 
 def offset(e: Evidence) -> Iterator[Finding]:
     """A number that is added in each channel, before the activation."""
     if e.role == "out":
-        yield from (finding for finding in _affine(e, factors=False) if _smaller(e, finding.ratio))
+        yield from _smaller(e, _affine(e, factors=False))
 
 
-def _smaller(e: Evidence, ratio: Array) -> bool:
-    """Whether the ratios' root mean squares in channels with bad elements are smaller, on an average over these."""
-    bad = rows_of(e.bad, e.channel_axis).sum(axis=1)
-    before, after = (
-        np.sqrt(np.mean(np.minimum(rows_of(each, e.channel_axis)[bad > 0], _HUGE) ** 2, axis=1))
-        for each in (e.compared.ratio, ratio)
-    )
-    return float(np.average(after / before, weights=bad[bad > 0])) < _SMALLER
+def _smaller(e: Evidence, found: Iterator[Finding]) -> Iterator[Finding]:
+    """Findings in the channels whose errors they make smaller, all in all: fits spread those of a few elements."""
+    before = _sizes(e, e.compared.ratio)
+    for finding in found:
+        better = _sizes(e, finding.ratio) < _SMALLER * before
+        if better.any():
+            yield finding._replace(ratio=np.where(_along(e, better), finding.ratio, e.compared.ratio))
+
+
+def _sizes(e: Evidence, ratio: Array) -> Array:
+    """The ratios' root mean square in each channel."""
+    sizes: Array = np.sqrt(np.mean(np.minimum(rows_of(ratio, e.channel_axis), _HUGE) ** 2, axis=1))
+    return sizes
 
 
 def _scales(e: Evidence) -> Iterator[Finding]:
@@ -136,7 +138,7 @@ def _along(e: Evidence, channels: Array) -> Array:
 def _shifted(e: Evidence, z: Enclosure, factor: Array, offset: Array, name: str | None) -> Enclosure:
     """f(s·z + t), to within what the bound allows f(z + bias)."""
     s, t = _along(e, factor), _along(e, offset)
-    error = np.abs(s) * z.error + 4.0 * e.ar.precision.unit * (np.abs(s) * z.size + np.abs(t))
+    error = np.abs(s) * z.error + 1.5 * e.ar.precision.unit * (np.abs(s) * z.size + np.abs(t))
     exact = e.ar.activate(ACTIVATIONS[name] if name else None, Enclosure(lifted(s * z.value.hi + t), error))
     return exact._replace(error=np.maximum(exact.error, np.maximum(np.abs(s), 1.0) * e.truth.error))
 
@@ -147,11 +149,14 @@ def _gauss_newton(z: Array, seen: Array, bias: Array, name: str | None, *, facto
     s, t = np.ones(len(z)), bias.copy()
     finite = np.isfinite(seen) & np.isfinite(z)
     z, seen = np.where(finite, z, 0.0), np.where(finite, seen, 0.0)
+    clear = finite & linear(seen, name)
     with np.errstate(all="ignore"):
-        for _ in range(_STEPS if f else 2):
+        for step in range(_STEPS if f else 2):
             inner = s[:, None] * z + t[:, None]
-            slope = (f.derivative(inner) if f else 1.0) * finite
-            rest = (seen - (f.function(inner) if f else inner)) * finite
+            if f is None or step == 0:
+                slope, rest = clear * 1.0, (seen - inner) * clear
+            else:
+                slope, rest = f.derivative(inner) * finite, (seen - f.function(inner)) * finite
             one, two, three = slope**2, slope**2 * z, slope**2 * z**2
             a, b, c = one.sum(axis=1), two.sum(axis=1), three.sum(axis=1)
             right, slanted = (slope * rest).sum(axis=1), (slope * rest * z).sum(axis=1)

@@ -15,7 +15,7 @@ _SAMPLES = 256  # places of a part that are compared to find its like
 _PAIRS = 2**20  # weights times inputs that are tried with one another, at most
 _ROWS = 8  # output channels whose weights are estimated
 _MOST_MIXED, _PIXELS = 512, 4096  # input channels of which they are; pixels that are enough for it
-_IDENTITY = {"relu": (0.0, np.inf), "relu6": (0.0, 6.0), "hardswish": (3.0, np.inf)}  # results where f(z) = z
+_LINEAR = {None: (-np.inf, np.inf), "relu": (0.0, np.inf), "relu6": (0.0, 6.0), "hardswish": (3.0, np.inf)}
 
 
 def channels_permuted(e: Evidence) -> Iterator[Finding]:
@@ -122,38 +122,57 @@ def _crossed(e: Evidence, observed: Array, wrong: Array) -> Iterator[Finding]:
         yield from _judged(e, f"of the bias: {described(others)}", bias=given["bias"][others])
 
 
-def _mixed(e: Evidence, observed: Array) -> Iterator[Finding]:
-    """Input channels of a pointwise convolution against its weights in another order.
+def linear(results: Array, activation: str | None) -> Array:
+    """Where f(z) = z can be told from the result."""
+    low, high = _LINEAR.get(activation, (np.inf, -np.inf))
+    inside: Array = np.isfinite(results) & (results > low) & (results < high)
+    return inside
 
-    Where the activation is the identity, each output is linear in the inputs, and least squares give its weights: their
-    columns are those of the weight, elsewhere.
+
+def _mixed(e: Evidence, observed: Array) -> Iterator[Finding]:
+    """Input channels of a pointwise convolution against its weights in another order, a usual one or an estimated."""
+    weight, axis = e.case.operands["weight"], channel_axis(e.case, e.case.operands["x"].ndim)
+    channels = weight.shape[1]
+    for source in [*_usual(channels), *_estimated(e, observed, axis)]:
+        whole = len(set(source.tolist())) == channels
+        where = f"of x: {described(np.argsort(source))}" if whole else f"of the weight's inputs: {described(source)}"
+        found = list(_judged(e, where, weight=weight[:, source]))
+        yield from found
+        if found and not (found[0].ratio > 1.0).any():
+            return
+
+
+def _usual(count: int) -> Iterator[Array]:
+    """Reversed, and a shuffle of groups."""
+    places = np.arange(count)
+    if count > 1:
+        yield places[::-1]
+    yield from (places.reshape(groups, -1).T.ravel() for groups in range(2, count) if count % groups == 0)
+
+
+def _estimated(e: Evidence, observed: Array, axis: int) -> Iterator[Array]:
+    """Where the activation is the identity, each output is linear in the inputs, and least squares give its weights:
+
+    their columns are those of the weight, elsewhere.
     """
-    given, name = e.case.operands, e.case.options.get("activation")
+    given = e.case.operands
     weight = given["weight"].reshape(len(given["weight"]), -1).astype(np.float64)
-    axis = channel_axis(e.case, given["x"].ndim)
-    x = rows_of(given["x"], axis).astype(np.float64)
+    x, clear = rows_of(given["x"], axis).astype(np.float64), linear(observed, e.case.options.get("activation"))
     bias = given["bias"].astype(np.float64) if "bias" in given else np.zeros(len(weight))
-    if len(x) < 2 or len(x) > _MOST_MIXED or (name is not None and name not in _IDENTITY) or not np.isfinite(x).all():
+    if len(x) > _MOST_MIXED or not np.isfinite(x).all():
         return
-    low, high = _IDENTITY[name] if name is not None else (-np.inf, np.inf)
-    clear = np.isfinite(observed) & (observed > low) & (observed < high)
     telling = [row for row in np.argsort(-clear.sum(axis=1), kind="stable")[:_ROWS] if clear[row].sum() >= len(x)]
-    if not telling:
-        return
     found = []
     for row in telling:
         pixels = np.flatnonzero(clear[row])
         pixels = pixels[:: max(1, len(pixels) // max(_PIXELS, 4 * len(x)))]
         wanted = observed[row, pixels].astype(np.float64) - bias[row]
         found.append(np.linalg.lstsq(x[:, pixels].T, wanted, rcond=None)[0])
-    columns, own = weight[telling], np.arange(len(x))
-    far = (np.asarray(found)[:, :, None] - columns[:, None, :]) ** 2
-    source = far.sum(axis=0).argmin(axis=1)
-    if (source != own).any():
-        back = np.argsort(source) if len(set(source.tolist())) == len(source) else None
-        detail = described(source) if back is None else described(back)
-        which = "of x" if back is not None else "of the weight's inputs"
-        yield from _judged(e, f"{which}: {detail}", weight=given["weight"][:, source])
+    if found:
+        far = (np.asarray(found)[:, :, None] - weight[telling][:, None, :]) ** 2
+        source = far.sum(axis=0).argmin(axis=1)
+        if (source != np.arange(len(x))).any():
+            yield source
 
 
 def _nearest(seen: Array, candidates: Array) -> Array:

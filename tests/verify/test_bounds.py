@@ -61,6 +61,21 @@ def test_no_order_of_summation_exceeds_the_bound(order, terms, seed):
     assert report.ok, f"{report.worst_ratio}"
 
 
+@pytest.mark.parametrize(("dtype", "terms"), [("float16", 10), ("bfloat16", 8)])
+@pytest.mark.parametrize("seed", range(20))
+def test_sums_in_16_bits_are_right_only_where_these_are_named(dtype, terms, seed):
+    ml_dtypes, rng = pytest.importorskip("ml_dtypes"), np.random.default_rng(seed)
+    narrow = ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16
+    x, weight = rng.standard_normal((1, terms, 50)).astype(narrow), rng.standard_normal((3, terms)).astype(narrow)
+    total = np.zeros((3, 50), narrow)
+    for term in rng.permutation(terms):
+        total = (total + weight[:, term, None] * x[0, term]).astype(narrow)
+    within = verify.check("pointwise_conv", total[None], x, weight, compute=f"{dtype}_accumulation", diagnose=False)
+    assert within.ok
+    assert within.worst_ratio > 0.05
+    assert not verify.check("pointwise_conv", total[None], x, weight, compute=dtype, diagnose=False).ok
+
+
 @pytest.mark.parametrize("terms", [2, 9, 100, 4000])
 def test_roundings_that_all_go_one_way_come_near_the_bound(terms):
     """1 and then halves of its last place, each of which is lost: an error of half a unit for every term."""
