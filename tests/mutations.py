@@ -13,9 +13,16 @@ class Mutation(NamedTuple):
     old: str
     new: str
 
+    @property
+    def room(self) -> str:
+        """Whose tests must notice."""
+        return next((room for room, folder in ROOMS.items() if self.file.startswith(folder)), "definition")
+
 
 REFERENCE = "kernels/reference"
 INTEROP = "interop"
+VERIFY, CUDA = "verify", "kernels/cuda"
+ROOMS = {"verify": VERIFY, "cuda": CUDA}
 
 MUTATIONS = [
     Mutation(
@@ -216,4 +223,75 @@ MUTATIONS = [
         "zip(widths[::2], widths[1::2],",
     ),
     Mutation("numbers of the schema", f"{INTEROP}/tflite.py", '"RELU_N1_TO_1", "RELU6"', '"RELU6", "RELU_N1_TO_1"'),
+    Mutation(
+        "unit of the sums halved",
+        f"{VERIFY}/bounds.py",
+        "24, -126, _FLOAT32[1], 2.0**-24,",
+        "24, -126, _FLOAT32[1], 2.0**-25,",
+    ),
+    Mutation(
+        "one term forgotten",
+        f"{VERIFY}/bounds.py",
+        "rounding = terms * self.precision.unit",
+        "rounding = (terms - 1) * self.precision.unit",
+    ),
+    Mutation(
+        "every place a term",
+        f"{VERIFY}/bounds.py",
+        "function((a.size > 0) * 1.0, (b.size > 0) * 1.0)",
+        "function(a.size * 0 + 1.0, b.size * 0 + 1.0)",
+    ),
+    Mutation("bias not in the bound", f"{VERIFY}/bounds.py", "size + offset.size", "size"),
+    Mutation("no underflow", f"{VERIFY}/bounds.py", "+ 2.0 * terms * self.precision.tiny)", ")"),
+    Mutation("no overflow", f"{VERIFY}/bounds.py", "| (most >= self.precision.overflow)", ""),
+    Mutation("kinks are smooth", f"{VERIFY}/bounds.py", "<= reach) * smooth.jump", "<= reach) * 0.0"),
+    Mutation("an activation stretches nothing", f"{VERIFY}/bounds.py", "f.lipschitz * before", "0.1 * before"),
+    Mutation(
+        "operands are exact",
+        f"{VERIFY}/bounds.py",
+        "step = np.ldexp(1.0 if self.truncates else 0.5, exponent)",
+        "step = 0.0 * exponent",
+    ),
+    Mutation(
+        "results are not stored",
+        f"{VERIFY}/bounds.py",
+        "hi, error = e.value.hi, e.error + self._stored(e)",
+        "hi, error = e.value.hi, e.error",
+    ),
+    Mutation(
+        "rest of a sum lost", f"{VERIFY}/double.py", "(a - (total - part)) + (b - part))", "(a - (total - part)))"
+    ),
+    Mutation(
+        "slices too wide",
+        f"{VERIFY}/reference.py",
+        "bits = (_DIGITS_OF_SUM - ceil(log2(most))) // 2",
+        "bits = _DIGITS_OF_SUM // 2 + 1",
+    ),
+    Mutation("any function is affine", f"{VERIFY}/gradcheck.py", '"affine", first, second)', '"affine", first, first)'),
+    Mutation("phase ignored", f"{CUDA}/relation.py", "divmod(axis.low, axis.stride)", "(axis.low // axis.stride, 0)"),
+    Mutation(
+        "taps side by side",
+        f"{CUDA}/relation.py",
+        "offset = target * self.stride + tap * self.dilation",
+        "offset = target * self.stride + tap",
+    ),
+    Mutation(
+        "taps between sources", f"{CUDA}/relation.py", "                    if rest:", "                    if False:"
+    ),
+    Mutation(
+        "a tile that is no multiple",
+        f"{CUDA}/relation.py",
+        "return -(-wanted // self.stride) * self.stride if self.adjoint else wanted",
+        "return wanted",
+    ),
+    Mutation("half a tree", f"{CUDA}/sums.py", 'f"while half >= {lanes}:"', 'f"while half > {lanes}:"'),
+    Mutation("one split", f"{CUDA}/sums.py", '"while k < splits:"', '"while k < min(splits, 1):"'),
+    Mutation(
+        "another channel's input",
+        f"{CUDA}/correlate.py",
+        '"x = at_x(px, ((n * xs + xc) * ds + iz) * hs * ws)"',
+        '"x = at_x(px, ((n * xs + zc) * ds + iz) * hs * ws)"',
+    ),
+    Mutation("one image", f"{CUDA}/epilogue.py", "items, lanes = images * pixels,", "items, lanes = pixels,"),
+    Mutation("infinities beside the image", f"{CUDA}/correlate.py", '"if not finite(sum):"', '"if False:"'),
 ]

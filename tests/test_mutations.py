@@ -16,15 +16,20 @@ import npdwconv
 
 PACKAGE = Path(npdwconv.__file__).parent
 HERE = Path(__file__).parent
-FAST = (
-    "test_geometry",
-    "test_activations",
-    "test_arrays",
-    "test_errors",
-    "test_folding",
-    "test_operators",
-    "interop/test_conventions",
-)
+TESTS = {
+    "definition": (
+        "test_geometry.py",
+        "test_activations.py",
+        "test_arrays.py",
+        "test_errors.py",
+        "test_folding.py",
+        "test_operators.py",
+        "interop/test_conventions.py",
+        "laws",
+    ),
+    "verify": tuple(f"verify/test_{what}.py" for what in ("gradcheck", "double", "bounds", "reference", "report")),
+    "cuda": ("cuda/test_parity.py::test_integers", "cuda/test_nan_locality.py", "cuda/test_splits.py"),
+}
 every_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.what.replace(" ", "_"))
 
 # The copy comes first on the path, and it must be what is tested.
@@ -44,9 +49,10 @@ def test_the_text_still_stands_there_once(mutation: Mutation):
 
 
 @pytest.mark.slow
-def test_the_unchanged_copy_passes(tmp_path: Path):
+@pytest.mark.parametrize("room", TESTS)
+def test_the_unchanged_copy_passes(room: str, tmp_path: Path):
     copied(tmp_path)
-    ran = run_tests(tmp_path)
+    ran = run_tests(tmp_path, room)
     assert ran.returncode == 0, f"exit code {ran.returncode}\n{ran.stdout[-2000:]}{ran.stderr}"
 
 
@@ -55,7 +61,7 @@ def test_the_unchanged_copy_passes(tmp_path: Path):
 def test_a_test_notices(mutation: Mutation, tmp_path: Path):
     changed = copied(tmp_path) / mutation.file
     changed.write_text(changed.read_text().replace(mutation.old, mutation.new))
-    ran = run_tests(tmp_path)
+    ran = run_tests(tmp_path, mutation.room)
     told = f"exit code {ran.returncode} where tests should fail\n{ran.stdout[-2000:]}{ran.stderr}"
     # an interpreter that could not import the copy exits with 1 as well, but no test has failed in it
     assert ran.returncode == 1, told
@@ -66,8 +72,8 @@ def copied(folder: Path) -> Path:
     return Path(shutil.copytree(PACKAGE, folder / "npdwconv", ignore=shutil.ignore_patterns("__pycache__")))
 
 
-def run_tests(folder: Path) -> subprocess.CompletedProcess[str]:
-    tests = [str(HERE / f"{name}.py") for name in FAST] + [str(HERE / "laws")]
+def run_tests(folder: Path, room: str) -> subprocess.CompletedProcess[str]:
+    tests = [str(HERE / name) for name in TESTS[room]]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
     return subprocess.run(
         [sys.executable, "-c", RUN, str(folder), *tests],

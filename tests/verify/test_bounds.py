@@ -124,6 +124,18 @@ def test_a_partial_sum_may_overflow():
         assert verify.check("pointwise_conv", out, x, np.ones((1, 3), np.float32)).ok
 
 
+@pytest.mark.parametrize(("middle", "either"), [(1.0, True), (64.0, False)])
+def test_beside_a_kink_a_derivative_may_be_that_of_either_side(middle, either):
+    """1e8 + 1 − 1e8 is 0 in float32 if it is added from the left."""
+    x, weight = np.array([[[1e8], [middle], [-1e8]]], np.float32), np.ones((1, 3), np.float32)
+    for grad in (0.0, 1.0):
+        observed = {"x": np.full((1, 3, 1), grad, np.float32)}
+        report = verify.check(
+            "pointwise_conv_backward", observed, np.ones((1, 1, 1), np.float32), x, weight, activation="relu"
+        )
+        assert report.ok == (either or grad == 1.0)
+
+
 def test_a_float16_result_beyond_its_range_is_infinite():
     x, weight = np.full((1, 2, 1), 60000, np.float16), np.ones((1, 2), np.float16)
     assert verify.check("pointwise_conv", np.full((1, 1, 1), np.inf, np.float16), x, weight).ok
