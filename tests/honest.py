@@ -62,6 +62,10 @@ def kernel(case: Case) -> np.ndarray:
     return weight.reshape(x.shape[1], -1, *weight.shape[2:]) if window(case).transposed else weight
 
 
+def dtype_of(storage: str) -> np.dtype[Any]:
+    return BFLOAT16 if storage == "bfloat16" else np.dtype(storage)
+
+
 def random_case(rng: np.random.Generator, storage: str = "float32") -> Case:
     """A convolution or a backward of one, such as frameworks have it: channels first, in one to three dimensions."""
     rank = int(rng.choice([2, 2, 2, 1, 3]))

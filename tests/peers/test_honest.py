@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import honest
 import numpy as np
 import pytest
 
+from npdwconv import verify
+
 NEEDS = {"PyTorch": "torch", "JAX": "jax", "onnxruntime": "onnxruntime", "OpenVINO": "openvino"}
+SHAPES = (2, 8, 20, 20), (8, 1, 5, 5), (8,)
+STRIDED: dict[str, Any] = {"stride": (2, 2), "padding": ((2, 2), (2, 2)), "dilation": (1, 1)}
 FEW = {"JAX": 8, "npdwconv, numba": 4}  # each case compiles
 
 
@@ -39,3 +45,18 @@ def test_no_false_alarms_in_a_real_network(name):
     reports = list(honest.reports(honest.WHO[name], honest.convolutions_of_lite0()))
     assert len(reports) >= 30
     assert [str(report) for report in reports if not report.ok] == []
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+def test_gradients_that_are_added_in_16_bits_are_called_so(storage):
+    pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    x, weight, bias = (rng.standard_normal(shape).astype(honest.dtype_of(storage)) for shape in SHAPES)
+    forward = honest.Case("depthwise_conv2d", {"x": x, "weight": weight, "bias": bias}, STRIDED)
+    case = honest.backward_of(forward, rng)
+    case = replace(case, observed={"x": honest.torch_of(case)["x"]})
+    report = verify.check(case)
+    expected = "float16_compute" if storage == "float16" else "bfloat16_accumulation"
+    assert (report.ok, report.diagnoses[0].name) == (False, expected)
+    assert verify.check(case, compute=f"{storage}_accumulation").ok
