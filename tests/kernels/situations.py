@@ -152,6 +152,7 @@ L = LANES
 CORE = (
     depthwise("k3", L + 1, (5, L + 1), (3, 3), padding=1),
     depthwise("k5-s2", L - 1, (9, 2 * L + 1), (5, 5), stride=2, padding="same"),
+    depthwise("rows-of-one-tile", 8 * L + 1, (4, 13), (3, 5), stride=2, padding="same"),
     transposed("transpose-k3-s2", L + 1, (3, L - 1), (3, 3), stride=2, padding=1, output_padding=1),
     pointwise("pointwise", L + 1, 2 * L + 3, (3, L - 1)),
     separable("separable-k3", L + 1, L - 1, (4, L + 1), (3, 3), padding=1),
@@ -183,6 +184,12 @@ def _swept() -> Iterator[Situation]:
         yield depthwise(f"w{w}", 3, (4, w), (3, 3), padding=1)
         yield depthwise(f"w{w}-s2", 3, (4, w), (3, 3), stride=2, padding=1)
         yield pointwise(f"pointwise-w{w}", 7, 9, (1, w))
+    for w in (1, 2, 3, 4, 6, 8):
+        yield depthwise(f"one-tile-w{w}", 8 * L, (5, w), (3, 3), padding=1)
+        yield depthwise(
+            f"one-tile-w{w}-k7-s2", 9 * L - 1, (5, w), (7, 7), stride=2, dilation=(1, 2), padding=((3, 3), (5, 7))
+        )
+    yield depthwise("one-tile-multiplier-2", 4 * L + 1, (4, 7), (3, 3), 2, padding=1)
     for h in range(1, 10):
         yield depthwise(f"h{h}", L + 1, (h, L + 1), (3, 3), padding=1)
     for d in (1, 2, 3, 4):

@@ -86,50 +86,59 @@ add_inside = _adder(upper_inside, both_inside, lower_inside)
 add_at_edge = _adder(upper_at_edge, both_at_edge, lower_at_edge)
 
 
-def _correlate(task: Any, item: Any) -> None:
-    strip_block = item % task.channel_blocks
-    rest = item // task.channel_blocks
-    row_block = rest % task.row_blocks
-    plane = rest // task.row_blocks
-    image, o = plane // task.out_d, plane % task.out_d
-    begin = strip_block * task.block_channels
-    end = min(begin + task.block_channels, task.channels)
-    ahead = task.x % (task.lanes * task.x_size) // task.x_size if task.aligns else 0
-    final = end - task.lanes if task.aligns else end
-    last_row = min((row_block + 1) * task.block_rows, task.out_h)
-    front = task.low_d - o * task.stride_d
-    t0, t1 = first_tap(front, task.dilation_d), last_tap(front, task.depth, task.kernel_d, task.dilation_d)
-    for strip in range(begin - ahead, end, task.strip):
-        for p in range(row_block * task.block_rows, last_row, task.rows):
-            above = task.low_h - p * task.stride_h
-            alone = task.rows == 1 or last_row - p == 1
-            taps_h = task.kernel_h if alone else task.kernel_h + 1
-            r0, r1 = first_tap(above, task.dilation_h), last_tap(above, task.height, taps_h, task.dilation_h)
-            row = image * task.out_image + o * task.out_plane + p * task.out_row + task.out_start
-            for q in range(0, task.out_w, task.pixels):
-                before = task.low_w - q * task.stride_w
-                reach = (task.pixels - 1) * task.stride_w + (task.kernel_w - 1) * task.dilation_w - before
-                corner = image * task.x_image - front * task.x_plane - above * task.x_row - before * task.x_pixel
-                place = row + q * task.out_pixel
-                for lane in range(strip, min(strip + task.strip, end), task.lanes):
-                    c = min(max(lane, begin), final)
-                    left = task.channels - c
-                    sums = start(task, task.bias + c * task.bias_size, left)
-                    source = task.x + (corner + c * task.fold // task.repeat) * task.x_size
-                    taps = task.weight + task.weight_start + c * task.weight_size
-                    if before <= 0 and reach < task.width:
-                        sums = add_inside(task, sums, source, taps, c, before, t0, t1, r0, r1, alone)
-                    else:
-                        sums = add_at_edge(task, sums, source, taps, c, before, t0, t1, r0, r1, alone)
-                    finish(
-                        task,
-                        sums,
-                        task.out + (place + c) * task.out_size,
-                        task.other + (place + c) * task.other_size,
-                        left,
-                        last_row - p,
-                        min(task.out_w - q, task.pixels),
-                    )
+def _add(
+    task: Any, sums: Any, source: Any, taps: Any, c: Any, before: Any, t0: Any, t1: Any, r0: Any, r1: Any, one: Any
+) -> Any:
+    """All taps, where tiles begin anywhere in a row."""
+    reach = (task.pixels - 1) * task.stride_w + (task.kernel_w - 1) * task.dilation_w - before
+    if before <= 0 and reach < task.width:
+        return add_inside(task, sums, source, taps, c, before, t0, t1, r0, r1, one)
+    return add_at_edge(task, sums, source, taps, c, before, t0, t1, r0, r1, one)
+
+
+def _correlator(add: Any) -> Any:
+    def correlate(task: Any, item: Any) -> None:
+        strip_block = item % task.channel_blocks
+        rest = item // task.channel_blocks
+        row_block = rest % task.row_blocks
+        plane = rest // task.row_blocks
+        image, o = plane // task.out_d, plane % task.out_d
+        begin = strip_block * task.block_channels
+        end = min(begin + task.block_channels, task.channels)
+        ahead = task.x % (task.lanes * task.x_size) // task.x_size if task.aligns else 0
+        final = end - task.lanes if task.aligns else end
+        last_row = min((row_block + 1) * task.block_rows, task.out_h)
+        front = task.low_d - o * task.stride_d
+        t0, t1 = first_tap(front, task.dilation_d), last_tap(front, task.depth, task.kernel_d, task.dilation_d)
+        for strip in range(begin - ahead, end, task.strip):
+            for p in range(row_block * task.block_rows, last_row, task.rows):
+                above = task.low_h - p * task.stride_h
+                alone = task.rows == 1 or last_row - p == 1
+                taps_h = task.kernel_h if alone else task.kernel_h + 1
+                r0, r1 = first_tap(above, task.dilation_h), last_tap(above, task.height, taps_h, task.dilation_h)
+                row = image * task.out_image + o * task.out_plane + p * task.out_row + task.out_start
+                for q in range(0, task.out_w, task.pixels):
+                    before = task.low_w - q * task.stride_w
+                    corner = image * task.x_image - front * task.x_plane - above * task.x_row - before * task.x_pixel
+                    place = row + q * task.out_pixel
+                    for lane in range(strip, min(strip + task.strip, end), task.lanes):
+                        c = min(max(lane, begin), final)
+                        left = task.channels - c
+                        sums = start(task, task.bias + c * task.bias_size, left)
+                        source = task.x + (corner + c * task.fold // task.repeat) * task.x_size
+                        taps = task.weight + task.weight_start + c * task.weight_size
+                        sums = add(task, sums, source, taps, c, before, t0, t1, r0, r1, alone)
+                        finish(
+                            task,
+                            sums,
+                            task.out + (place + c) * task.out_size,
+                            task.other + (place + c) * task.other_size,
+                            left,
+                            last_row - p,
+                            min(task.out_w - q, task.pixels),
+                        )
+
+    return correlate
 
 
 def _pack(task: Any, item: Any) -> None:
@@ -142,7 +151,9 @@ def _pack(task: Any, item: Any) -> None:
             packed += task.packed_tap
 
 
-correlate, pack = Kernel(_correlate), Kernel(_pack)
+correlate = Kernel(_correlator(compiled(_add, inline="always")))
+correlate_whole = Kernel(_correlator(add_inside))  # rows that are one tile, whose columns beside the image are left out
+pack = Kernel(_pack)
 
 
 class Dense(NamedTuple):
@@ -254,6 +265,8 @@ def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
         and fixed["fold"] == fixed["repeat"] == 1
         and fixed["x_size"] == fixed["out_size"]
     )
+    beside = {"width": w.size, "low_w": w.low}
+    whole = common and w.out <= tile_pixels(w.out) and channels >= MANY * lanes  # each width is compiled
     row_blocks, channel_blocks = -(-h.out // block_rows), -(-channels // block_channels)
     numbers = {
         **_strides("x", call.source),
@@ -263,7 +276,6 @@ def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
         "other_size": STORED[call.types[4] or dtype][1],
         "depth": d.size,
         "height": h.size,
-        "width": w.size,
         "channels": channels,
         "out_d": d.out,
         "out_h": h.out,
@@ -272,7 +284,6 @@ def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
         **{
             f"{field}_{axis}": value for axis, sweep in (("d", d), ("h", h)) for field, value in _numbers(sweep).items()
         },
-        "low_w": w.low,
         "strip": strip,
         "block_channels": block_channels,
         "channel_blocks": channel_blocks,
@@ -283,9 +294,10 @@ def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
         numbers[f"out_{axis}"] *= sweep.out_step
     numbers["x_down"] = numbers["x_row"] * h.dilation * STORED[call.types[0]][1]
     (fixed if common else numbers).update(column)
+    (fixed if whole else numbers).update(beside)
     items = call.result[0] * d.out * row_blocks * channel_blocks if w.out and channels else 0
     work = prod(call.result[:1]) * channels * d.out * h.out * w.out * fold * max(d.taps * h.taps * w.taps, 4)
-    return Launch(correlate, POINTERS, fixed, numbers, items=items, work=work)
+    return Launch(correlate_whole if whole else correlate, POINTERS, fixed, numbers, items=items, work=work)
 
 
 def _weight_steps(call: Call, d: Sweep, h: Sweep, w: Sweep) -> dict[str, int]:

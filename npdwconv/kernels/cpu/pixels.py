@@ -36,11 +36,14 @@ def meetings(outputs: int, taps: int, stride: int, dilation: int) -> dict[int, P
 def _columns(builder: Any, spec: Spec, task: Value) -> Iterator[tuple[Value, Value, Pairs]]:
     """The tile's input columns, how far each is from the one before, and who reads it.
 
-    One tap at a time where stride and dilation are not compiled in.
+    One tap at a time where stride and dilation are not compiled in. Where the image's width is, its rows are one tile
+    each, and columns outside the image are left out.
     """
     if spec.knows("stride_w"):
         last = 0
         for column, pairs in meetings(spec.pixels, spec.taps_w, spec.stride_w, spec.dilation_w).items():
+            if spec.knows("width") and not 0 <= column - spec.low_w < spec.width:
+                continue
             yield int64(column), int64(column - last), pairs
             last = column
         return
@@ -119,7 +122,7 @@ def _row(reached: Sequence[int], *, edge: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, x_, weight_, channel_, left_, low_ = arguments
             v, rows = vectors(builder, spec), [j for j in reached if j < spec.rows]
-            mask, width = _existing(v, spec, left_), field(builder, spec, task_, "width")
+            mask, width = _existing(v, spec, left_), field(builder, spec, task_, "width") if edge else None
             pixel = v.index(field(builder, spec, task_, "x_pixel"), STORED[spec.x_type][1])
             taps = {j: _taps(v, spec, task_, weight_, j) for j in rows}
             total = [builder.extract_value(sums_, i) for i in range(spec.rows * spec.pixels)]
