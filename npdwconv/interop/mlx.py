@@ -6,7 +6,19 @@ from typing import Any
 
 from npdwconv.errors import OptionError
 from npdwconv.interop.conventions import MLX
-from npdwconv.interop.spelling import extents, is_sequence, needs_one, per_axis, torch_transpose_options, window
+from npdwconv.interop.spelling import (
+    Extents,
+    Pairs,
+    ends,
+    extents,
+    integers,
+    is_sequence,
+    needs_one,
+    one_rank,
+    torch_transpose_options,
+    window,
+)
+from npdwconv.options import integer
 
 __all__ = [
     "depthwise_weight",
@@ -44,8 +56,10 @@ def options(*, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int
     >>> options(stride=2, padding=(1, 0))
     {'stride': 2, 'padding': (1, 0), 'dilation': 1, 'layout': 'channels_last'}
     """
-    pads = extents("padding", padding, least=0)
-    return window(extents("stride", stride), pads, extents("dilation", dilation), layout=LAYOUT)
+    integer("groups", groups, least=1)
+    steps, pads, spread = extents("stride", stride), extents("padding", padding, least=0), extents("dilation", dilation)
+    one_rank(stride=steps, padding=pads, dilation=spread)
+    return window(steps, pads, spread, layout=LAYOUT)
 
 
 def general_options(
@@ -71,16 +85,21 @@ def general_options(
     >>> general_options(padding=([0, 1], [2, 3]))["padding"]
     ((0, 2), (1, 3))
     """
-    needs_one("input_dilation", input_dilation, "a convolution of a dilated image is a transposed one")
-    if flip:
-        raise OptionError("flip is True; needed False: reverse the weight's taps instead")
-    if not is_sequence(padding) or not all(is_sequence(side) for side in padding):
-        return options(stride=stride, padding=padding, dilation=kernel_dilation)
-    if len(padding) != 2 or len(padding[0]) != len(padding[1]):
+    integer("groups", groups, least=1)
+    steps, spread = extents("stride", stride), extents("kernel_dilation", kernel_dilation)
+    dilated = extents("input_dilation", input_dilation)
+    needs_one("input_dilation", dilated, "a convolution of a dilated image is a transposed one")
+    if flip is not False:
+        raise OptionError(f"flip is {flip!r}; needed False: reverse the weight's taps instead")
+    if not is_sequence(padding) or not any(is_sequence(side) for side in padding):
+        pads: Extents | Pairs = extents("padding", padding, least=0)
+    elif len(padding) != 2:
         raise OptionError(f"padding is {padding!r}; needed the low ends of all axes and the high ends")
-    low, high = (per_axis(extents("padding", side, least=0), 1) for side in padding)
-    pads = tuple(zip(low, high, strict=True))
-    return window(extents("stride", stride), pads, extents("kernel_dilation", kernel_dilation), layout=LAYOUT)
+    else:
+        low, high = (integers(f"padding[{side}]", widths, least=0) for side, widths in enumerate(padding))
+        pads = ends("padding", low, high)
+    one_rank(stride=steps, padding=pads, kernel_dilation=spread, input_dilation=dilated)
+    return window(steps, pads, spread, layout=LAYOUT)
 
 
 def transpose_options(
@@ -91,5 +110,6 @@ def transpose_options(
     >>> transpose_options(stride=2, padding=1)
     {'stride': 2, 'padding': 1, 'dilation': 1, 'output_padding': 0, 'layout': 'channels_last'}
     """
+    integer("groups", groups, least=1)
     same = torch_transpose_options(stride=stride, padding=padding, output_padding=output_padding, dilation=dilation)
     return same | {"layout": LAYOUT}

@@ -34,16 +34,49 @@ Extents = int | tuple[int, ...]
 Pairs = tuple[tuple[int, int], ...]
 
 
+def integers(name: str, value: Any, *, least: int = 1) -> tuple[int, ...]:
+    """A sequence of ints, which an option is that has one for each axis and none for all."""
+    if not is_sequence(value):
+        raise OptionError(f"{name} is {value!r} ({type(value).__name__}); needed a sequence, one int for each axis")
+    return tuple(integer(f"{name}[{axis}]", entry, least=least) for axis, entry in enumerate(value))
+
+
+def integers_or(name: str, value: Any, default: int, *, least: int = 1) -> Extents:
+    """A sequence of ints, or the int that None stands for."""
+    return default if value is None else integers(name, value, least=least)
+
+
 def extents(name: str, value: Any, *, least: int = 1) -> Extents:
     """An int, or a sequence of one int per axis, as the operators take it."""
-    if is_sequence(value):
-        return tuple(integer(f"{name}[{axis}]", entry, least=least) for axis, entry in enumerate(value))
-    return integer(name, value, least=least)
+    return integers(name, value, least=least) if is_sequence(value) else integer(name, value, least=least)
 
 
-def pairs(name: str, value: Sequence[Any]) -> Pairs:
+def pairs(name: str, value: Any) -> Pairs:
     """A sequence of pairs (low, high), one per axis."""
+    if not is_sequence(value):
+        raise OptionError(f"{name} is {value!r} ({type(value).__name__}); needed a sequence of pairs (low, high)")
     return tuple(_pair(f"{name}[{axis}]", entry) for axis, entry in enumerate(value))
+
+
+def ends(name: str, low: tuple[int, ...], high: tuple[int, ...]) -> Pairs:
+    """Pairs (low, high) out of the low ends of all axes and the high ends."""
+    if len(low) != len(high):
+        raise OptionError(f"{name} is {[*low]} and {[*high]}; needed as many low ends as high ends, one for each axis")
+    return tuple(zip(low, high, strict=True))
+
+
+def one_rank(**options: Any) -> int | None:
+    """The number of spatial axes that options have entries for, who must agree; None where none has entries.
+
+    Args:
+        options: by their names, read: an int or a name stands for all axes, a tuple has an entry for each.
+    """
+    entries = {name: len(value) for name, value in options.items() if isinstance(value, tuple)}
+    ranks = set(entries.values())
+    if len(ranks) > 1 or not ranks <= set(LETTERS):
+        found = ", ".join(f"{name} has {count}" for name, count in entries.items())
+        raise OptionError(f"{found}; needed one entry for each spatial axis, of which there are one to three")
+    return next(iter(ranks), None)
 
 
 def per_axis(value: Extents, rank: int) -> tuple[int, ...]:
@@ -52,12 +85,12 @@ def per_axis(value: Extents, rank: int) -> tuple[int, ...]:
 
 
 def is_sequence(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 
-def needs_one(name: str, value: Any, way_out: str) -> None:
-    """An option that has no counterpart here unless it is 1 on every axis, or left out."""
-    if value is not None and set(per_axis(extents(name, value), 1)) - {1}:
+def needs_one(name: str, value: Extents, way_out: str) -> None:
+    """An option that has no counterpart here unless it is 1 on every axis."""
+    if set(per_axis(value, 1)) - {1}:
         raise OptionError(f"{name} is {value!r}; needed 1: {way_out}")
 
 
@@ -89,15 +122,15 @@ def torch_options(
     >>> torch_options(stride=(2, 1), padding=1)
     {'stride': (2, 1), 'padding': 1, 'dilation': 1, 'padding_mode': 'zeros'}
     """
-    steps = extents("stride", stride)
+    steps, spread = extents("stride", stride), extents("dilation", dilation)
     if isinstance(padding, str):
-        one_of("padding", padding, ("valid", "same"))
-        if padding == "same" and set(per_axis(steps, 1)) != {1}:
+        pads: Any = one_of("padding", padding, ("valid", "same"))
+        if pads == "same" and set(per_axis(steps, 1)) != {1}:
             raise OptionError(f"padding is 'same' with stride {stride!r}; PyTorch has it for stride 1 only")
     else:
-        padding = extents("padding", padding, least=0)
-    mode = one_of("padding_mode", padding_mode, PADDING_MODES)
-    return window(steps, padding, extents("dilation", dilation), padding_mode=mode)
+        pads = extents("padding", padding, least=0)
+    one_rank(stride=steps, padding=pads, dilation=spread)
+    return window(steps, pads, spread, padding_mode=one_of("padding_mode", padding_mode, PADDING_MODES))
 
 
 def torch_transpose_options(
@@ -108,9 +141,10 @@ def torch_transpose_options(
     >>> torch_transpose_options(stride=2, padding=1, output_padding=1)
     {'stride': 2, 'padding': 1, 'dilation': 1, 'output_padding': 1}
     """
-    extra = extents("output_padding", output_padding, least=0)
-    taken = extents("padding", padding, least=0)
-    return window(extents("stride", stride), taken, extents("dilation", dilation), output_padding=extra)
+    steps, spread = extents("stride", stride), extents("dilation", dilation)
+    taken, extra = extents("padding", padding, least=0), extents("output_padding", output_padding, least=0)
+    one_rank(stride=steps, padding=taken, output_padding=extra, dilation=spread)
+    return window(steps, taken, spread, output_padding=extra)
 
 
 AUTO_PAD = {"VALID": "valid", "SAME_UPPER": "same", "SAME_LOWER": "same_lower"}
@@ -141,7 +175,10 @@ def onnx_options(
     >>> onnx_options(auto_pad="SAME_LOWER")["padding"]
     'same_lower'
     """
-    return window(_or_one("strides", strides), _onnx_padding(auto_pad, pads), _or_one("dilations", dilations))
+    stride, dilation = integers_or("strides", strides, 1), integers_or("dilations", dilations, 1)
+    padding = _onnx_padding(auto_pad, pads)
+    _onnx_kernel(kernel_shape, group, strides=stride, pads=padding, dilations=dilation)
+    return window(stride, padding, dilation)
 
 
 def onnx_transpose_options(
@@ -170,44 +207,48 @@ def onnx_transpose_options(
     >>> onnx_transpose_options(strides=[2], output_shape=[10], kernel_shape=[3], input_size=[5])
     {'stride': (2,), 'padding': ((1, 0),), 'dilation': 1, 'output_padding': (0,)}
     """
-    stride, dilation = _or_one("strides", strides), _or_one("dilations", dilations)
-    extra = 0 if output_padding is None else extents("output_padding", output_padding, least=0)
+    stride, dilation = integers_or("strides", strides, 1), integers_or("dilations", dilations, 1)
+    extra, padding = integers_or("output_padding", output_padding, 0, least=0), _onnx_padding(auto_pad, pads)
+    given = {"strides": stride, "pads": padding, "dilations": dilation, "output_padding": extra}
     if output_shape is None:
-        padding = _onnx_padding(auto_pad, pads)
-        if padding in ("same", "same_lower") and extra and any(per_axis(extra, 1)):
+        _onnx_kernel(kernel_shape, group, **given)
+        if padding in ("same", "same_lower") and any(per_axis(extra, 1)):
             raise OptionError(f"output_padding is {output_padding!r} with auto_pad {_text(auto_pad)!r}; needed 0")
         return window(stride, padding, dilation, output_padding=extra)
     if kernel_shape is None or input_size is None:
         raise OptionError("output_shape is given; needed with it kernel_shape and input_size, which say the padding")
-    rank, upper = len(output_shape), _text(auto_pad) == "SAME_UPPER"
-    steps, spread, more = (per_axis(value, rank) for value in (stride, dilation, extra))
-    fields = zip(input_size, kernel_shape, steps, spread, more, output_shape, strict=True)
-    total = [s * (n - 1) + e + (k - 1) * d + 1 - wanted for n, k, s, d, e, wanted in fields]
+    wanted, size = integers("output_shape", output_shape), integers("input_size", input_size)
+    kernel = _onnx_kernel(kernel_shape, group, **given, output_shape=wanted, input_size=size)
+    steps, spread, more = (per_axis(value, len(wanted)) for value in (stride, dilation, extra))
+    fields = zip(size, kernel, steps, spread, more, wanted, strict=True)
+    total = [s * (n - 1) + e + (k - 1) * d + 1 - out for n, k, s, d, e, out in fields]
     halves = [(max(t, 0) // 2, max(t, 0) - max(t, 0) // 2) for t in total]
-    padding = tuple(half if upper else half[::-1] for half in halves)
+    taken = tuple(half if padding == "same" else half[::-1] for half in halves)
     longer = tuple(e + max(-t, 0) for e, t in zip(more, total, strict=True))
-    return window(stride, padding, dilation, output_padding=longer)
+    return window(stride, taken, dilation, output_padding=longer)
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
-
-
-def _or_one(name: str, value: Sequence[int] | None) -> Extents:
-    return 1 if value is None else extents(name, value)
+def _text(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _onnx_padding(auto_pad: str | bytes, pads: Sequence[int] | None) -> int | str | Pairs:
     name = one_of("auto_pad", _text(auto_pad), ("NOTSET", *AUTO_PAD))
-    if name == "NOTSET":
-        return 0 if pads is None else _onnx_pairs(pads)
-    if pads is not None and any(pads):
-        raise OptionError(f"pads is {list(pads)} with auto_pad {name!r}; ONNX has one or the other")
-    return AUTO_PAD[name]
+    widths = integers_or("pads", pads, 0, least=0)
+    if name != "NOTSET":
+        if any(per_axis(widths, 1)):
+            raise OptionError(f"pads is {pads!r} with auto_pad {name!r}; ONNX has one or the other")
+        return AUTO_PAD[name]
+    if isinstance(widths, int):
+        return widths
+    if len(widths) % 2:
+        raise OptionError(f"pads is {pads!r}; needed the low ends of all axes, then the high ends")
+    return ends("pads", widths[: len(widths) // 2], widths[len(widths) // 2 :])
 
 
-def _onnx_pairs(pads: Sequence[int]) -> Pairs:
-    if len(pads) % 2:
-        raise OptionError(f"pads is {list(pads)}; needed the low ends of all axes, then the high ends")
-    widths, rank = per_axis(extents("pads", pads, least=0), 1), len(pads) // 2
-    return tuple(zip(widths[:rank], widths[rank:], strict=True))
+def _onnx_kernel(kernel_shape: Any, group: Any, **options: Any) -> tuple[int, ...]:
+    """The kernel's extents, none where they are left out; as many as the options have entries."""
+    integer("group", group, least=1)
+    kernel = integers_or("kernel_shape", kernel_shape, 1)
+    one_rank(**options, kernel_shape=kernel)
+    return per_axis(kernel, 0)

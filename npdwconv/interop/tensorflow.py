@@ -7,7 +7,7 @@ from typing import Any
 
 from npdwconv.errors import OptionError
 from npdwconv.interop.conventions import TENSORFLOW
-from npdwconv.interop.spelling import DATA_FORMATS, Extents, data_layout, extents, pairs, window
+from npdwconv.interop.spelling import DATA_FORMATS, Extents, data_layout, extents, one_rank, pairs, window
 from npdwconv.options import one_of
 
 __all__ = [
@@ -83,7 +83,9 @@ def keras_options(
     """
     pads = one_of("padding", padding.lower() if isinstance(padding, str) else padding, KERAS_PADDING)
     layout = one_of("data_format", "channels_last" if data_format is None else data_format, TENSORFLOW.layouts)
-    return window(extents("strides", strides), pads, extents("dilation_rate", dilation_rate), layout=layout)
+    steps, spread = extents("strides", strides), extents("dilation_rate", dilation_rate)
+    one_rank(strides=steps, dilation_rate=spread)
+    return window(steps, pads, spread, layout=layout)
 
 
 def _steps(name: str, value: Any, axes: str) -> Extents:
@@ -99,5 +101,7 @@ def _steps(name: str, value: Any, axes: str) -> Extents:
 def _spatial(name: str, values: tuple[Any, ...], axes: str, none: Any) -> tuple[Any, ...]:
     """The entries of spatial axes; those of batch and channels must be ``none``."""
     if len(values) != len(axes) or any(v != none for v, axis in zip(values, axes, strict=True) if axis in "NC"):
-        raise OptionError(f"{name} is {list(values)}; needed one entry for each axis of {axes}, {none} for N and C")
+        raise OptionError(
+            f"{name} is {list(values)}; needed one entry for each axis of data_format {axes}, {none} for N and C"
+        )
     return tuple(value for value, axis in zip(values, axes, strict=True) if axis not in "NC")

@@ -46,6 +46,7 @@ def options(
     >>> options(padding="SAME", stride_h=2, stride_w=2, fused_activation_function="RELU6")
     {'stride': (2, 2), 'padding': 'same', 'dilation': (1, 1), 'layout': 'channels_last', 'activation': 'relu6'}
     """
+    integer("depth_multiplier", depth_multiplier, least=0)  # a file may leave it out, which is 0
     stride, dilation = (
         tuple(integer(name, value, least=1) for name, value in named.items())
         for named in (
