@@ -12,13 +12,15 @@ import numpy as np
 
 from npdwconv.cases import Captured, Case, Skipped
 from npdwconv.errors import OptionError
+from npdwconv.interop.convolution import FLOATING, as_case, uncovered
+from npdwconv.interop.spelling import onnx_options, onnx_transpose_options
 from npdwconv.layouts import Array
 
 SPATIAL, OTHER = 64, 1  # extents that stand for a model's symbolic ones: of axes from the third on, of the first two
-_FLOATING = ("float16", "float32", "float64")
-_AUTO_PAD = {"SAME_UPPER": "same", "SAME_LOWER": "same_lower", "VALID": "valid"}
+_OWN = ("", "ai.onnx")  # the domain of ONNX' own operators, by either name
 _QUANTISED = ("QLinearConv", "ConvInteger", "QLinearMatMul", "MatMulInteger", "QGemm")
-_WIDE = "onnxruntime keeps float16 values in float32 between nodes on a CPU: its input is not what was seen"
+_WIDE = "onnxruntime keeps float16 values in float32 between nodes on a CPU: its operands are not what was seen"
+_CONVOLUTIONS = ("Conv", "ConvTranspose")
 _FUSED = ("FusedConv", "NhwcFusedConv", "FusedMatMul", "FusedGemm")
 
 
@@ -45,9 +47,9 @@ def capture_onnx(model: Any, inputs: Mapping[str, Array] | Array | None = None) 
             for integers), with 1 for a symbolic batch or channel extent and 64 for other symbolic ones.
 
     Returns:
-        Captured(cases, skipped): depthwise and transposed depthwise convolutions; pointwise ones, a stride taken out of
-        their input; MatMul and Gemm with a constant weight, as pointwise convolutions in channels_last. And every other
-        convolution, with the reason why it is no case.
+        Captured(cases, skipped): depthwise and transposed depthwise convolutions, whose weights may be computed by
+        other nodes; pointwise ones, a stride taken out of their input; MatMul and Gemm with a constant weight, as
+        pointwise convolutions in channels_last. And every other convolution, with the reason why it is no case.
 
     Raises:
         OptionError: onnx or onnxruntime is not installed, the model cannot be read or run, or inputs do not fit it.
@@ -61,8 +63,8 @@ def capture_onnx(model: Any, inputs: Mapping[str, Array] | Array | None = None) 
     arrays = constants | _run(runtime, onnx, proto, _dynamic(nodes, constants), given)
     found = Captured([], skipped)
     for node in nodes:
-        source = node.inputs[0]
-        if arrays[source].dtype == np.float16 and source not in given:
+        computed = [arrays[name] for name in node.inputs if name and name not in given and name not in constants]
+        if any(array.dtype == np.float16 for array in computed):
             skipped.append(Skipped(node.name, node.kind, _WIDE))
             continue
         made = _KINDS[node.kind](node, [arrays[name] if name else None for name in node.inputs], arrays[node.output])
@@ -84,11 +86,16 @@ def _read(onnx: Any, model: Any) -> Any:
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
-        return copy
+        return _inlined(copy)
     try:
-        return onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(os.fspath(model))
+        return _inlined(onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(os.fspath(model)))
     except Exception as error:  # protobuf has its own errors, in several versions
         raise OptionError(f"{str(model)[:200]}: {error}; needed an ONNX model") from error
+
+
+def _inlined(proto: Any) -> Any:
+    """The model with the nodes of its functions where they are called."""
+    return import_module("onnx.inliner").inline_local_functions(proto) if proto.functions else proto
 
 
 def _constants(onnx: Any, graph: Any) -> dict[str, Array]:
@@ -105,21 +112,31 @@ def _constants(onnx: Any, graph: Any) -> dict[str, Array]:
 
 def _candidates(onnx: Any, graph: Any, constants: dict[str, Array], skipped: list[Skipped]) -> Iterator[_Node]:
     for node in graph.node:
-        name = node.name or node.output[0]
+        name, reason = node.name or next(iter(node.output), ""), _foreign(node)
         skipped += _inside(onnx, node)
-        if node.op_type in _QUANTISED:
-            skipped.append(Skipped(name, node.op_type, "its operands are quantised"))
-        elif node.op_type in _FUSED:
-            skipped.append(Skipped(name, node.op_type, "fused by an optimiser; export without optimising"))
-        elif node.op_type in _KINDS and node.domain in ("", "ai.onnx"):
+        if node.op_type in _KINDS and node.domain in _OWN and not reason:
             attributes = {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
             found = _Node(name, node.op_type, list(node.input), node.output[0], attributes)
-            weight = constants.get(node.input[1])
-            reason = _early_reason(found, weight)
-            if reason is None:
+            weight = constants.get((*node.input, "", "")[1])
+            if node.op_type not in _CONVOLUTIONS and (weight is None or weight.ndim != 2):
+                continue  # a product of two values is no layer
+            if node.op_type in _CONVOLUTIONS and weight is not None:
+                reason = uncovered(weight.shape, attributes.get("group", 1), transposed=_is_transposed(found))
+            if not reason:
                 yield found
-            elif reason:
-                skipped.append(Skipped(name, node.op_type, reason))
+        if reason:
+            skipped.append(Skipped(name, node.op_type, reason))
+
+
+def _foreign(node: Any) -> str:
+    """Why an operator that convolves is none of ours; empty where it is, or does not convolve."""
+    if node.op_type in _QUANTISED:
+        return "its operands are quantised"
+    if node.op_type in _FUSED:
+        return "fused by an optimiser; export without optimising"
+    if "Conv" not in node.op_type or (node.op_type in _CONVOLUTIONS and node.domain in _OWN):
+        return ""
+    return f"an operator of its own, of {node.domain or 'ai.onnx'}"
 
 
 def _inside(onnx: Any, node: Any) -> Iterator[Skipped]:
@@ -128,21 +145,13 @@ def _inside(onnx: Any, node: Any) -> Iterator[Skipped]:
         if attribute.type == onnx.AttributeProto.GRAPH:
             for inner in attribute.g.node:
                 yield from _inside(onnx, inner)
-                if inner.op_type in ("Conv", "ConvTranspose", *_QUANTISED, *_FUSED):
-                    yield Skipped(inner.name or inner.output[0], inner.op_type, f"inside {node.op_type}")
+                if inner.op_type in _CONVOLUTIONS or _foreign(inner):
+                    reason = f"inside {node.op_type}: a run gives no values of a graph within a node"
+                    yield Skipped(inner.name or inner.output[0], inner.op_type, reason)
 
 
-def _early_reason(node: _Node, weight: Array | None) -> str | None:
-    """Why a node is no case, where its weight tells; empty where it is no convolution at all."""
-    if node.kind in ("MatMul", "Gemm"):
-        return None if weight is not None and weight.ndim == 2 else ""
-    if weight is None or node.kind != "Conv":
-        return None
-    group, each = int(node.attributes.get("group", 1)), weight.shape[1]
-    if each == 1 or (group == 1 and set(weight.shape[2:]) == {1}):
-        return None
-    what = "standard" if group == 1 else f"grouped ({group} groups)"
-    return f"a {what} convolution, {group * each} to {weight.shape[0]} channels"
+def _is_transposed(node: _Node) -> bool:
+    return node.kind == "ConvTranspose"
 
 
 def _dynamic(nodes: list[_Node], constants: dict[str, Array]) -> list[str]:
@@ -191,56 +200,23 @@ def _random(onnx: Any, kind: Any, rng: np.random.Generator) -> Array:
 
 def _conv(node: _Node, operands: list[Any], out: Array) -> Case | str:
     x, weight, bias = [*operands, None][:3]
-    if x.dtype.name not in _FLOATING:
-        return f"its dtype is {x.dtype}"
-    rank, group = x.ndim - 2, int(node.attributes.get("group", 1))
-    if rank not in (1, 2, 3):
-        return f"it has {rank} spatial axes"
-    named = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
-    options = _window(node.attributes, rank)
-    if node.kind == "ConvTranspose":
-        return _transpose(node, named, options, out)
-    if group == 1 and set(weight.shape[2:]) == {1} and _unpadded(options["padding"]):
-        strided = (..., *(slice(None, None, step) for step in options["stride"]))
-        named["x"] = np.ascontiguousarray(x[strided])
-        return Case("pointwise_conv", named, {}, {"out": out}, node.name)
-    if group != x.shape[1]:
-        what = "standard" if group == 1 else f"grouped ({group} groups)"
-        return f"a {what} convolution, {x.shape[1]} to {weight.shape[0]} channels"
-    return Case(f"depthwise_conv{rank}d", named, options, {"out": out}, node.name)
-
-
-def _transpose(node: _Node, named: dict[str, Array], options: dict[str, Any], out: Array) -> Case | str:
-    x, weight = named["x"], named["weight"]
-    group = int(node.attributes.get("group", 1))
-    if group != x.shape[1]:
-        what = "standard" if group == 1 else f"grouped ({group} groups)"
-        return f"a {what} transposed convolution, {x.shape[1]} to {group * weight.shape[1]} channels"
-    if "output_shape" in node.attributes:
-        return "its padding follows from output_shape"
-    rank = x.ndim - 2
-    options["output_padding"] = tuple(node.attributes.get("output_padding", (0,) * rank))
-    named["weight"] = weight.reshape(-1, 1, *weight.shape[2:])
-    return Case(f"depthwise_conv_transpose{rank}d", named, options, {"out": out}, node.name)
-
-
-def _window(attributes: dict[str, Any], rank: int) -> dict[str, Any]:
-    """Stride, padding and dilation of a convolution, whose attributes default to 1 and 0."""
-    ones, auto = (1,) * rank, attributes.get("auto_pad", b"NOTSET").decode()
-    pads = attributes.get("pads", (0,) * (2 * rank))
-    padding = _AUTO_PAD.get(auto) or tuple((int(a), int(b)) for a, b in zip(pads[:rank], pads[rank:], strict=True))
-    stride, dilation = (tuple(map(int, attributes.get(name, ones))) for name in ("strides", "dilations"))
-    return {"stride": stride, "padding": padding, "dilation": dilation}
-
-
-def _unpadded(padding: Any) -> bool:
-    return padding == "valid" or (not isinstance(padding, str) and {width for pair in padding for width in pair} == {0})
+    attributes = node.attributes | {"kernel_shape": weight.shape[2:]}
+    try:
+        if _is_transposed(node):
+            options = onnx_transpose_options(**attributes, input_size=x.shape[2:])
+        else:
+            options = onnx_options(**attributes)
+    except OptionError as error:
+        return str(error)
+    named = {"x": x, "weight": weight, "bias": bias}
+    group = attributes.get("group", 1)
+    return as_case(node.name, named, out, group, options, transposed=_is_transposed(node))
 
 
 def _product(node: _Node, operands: list[Any], out: Array) -> Case | str:
     """A matrix product with a constant weight on its right: pointwise, the channels last."""
     x, weight, bias = [*operands, None][:3]
-    if x.dtype.name not in _FLOATING:
+    if x.dtype.name not in FLOATING:
         return f"its dtype is {x.dtype}"
     factors = [node.attributes.get(name, 1.0) for name in ("alpha", "beta")]
     if node.attributes.get("transA") or factors != [1.0, 1.0]:

@@ -8,8 +8,10 @@ import numpy as np
 
 from npdwconv.cases import Captured, Case, Skipped
 from npdwconv.errors import OptionError
+from npdwconv.interop.convolution import FLOATING, as_case
+from npdwconv.interop.spelling import torch_options, torch_transpose_options
 
-_RANKS = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3, "ConvTranspose1d": 1, "ConvTranspose2d": 2, "ConvTranspose3d": 3}
+_KINDS = ("Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
 
 def capture_torch(module: Any, *inputs: Any) -> Captured:
@@ -36,17 +38,22 @@ def capture_torch(module: Any, *inputs: Any) -> Captured:
     calls: dict[str, int] = {}
     hooks = []
 
-    def watch(name: str, layer: Any) -> None:
-        def seen(_: Any, given: Any, returned: Any) -> None:
+    def watch(name: str, layer: Any, kind: str) -> None:
+        def seen(_: Any, given: Any, named: dict[str, Any], returned: Any) -> None:
             calls[name] = calls.get(name, 0) + 1
-            _keep(found, name if calls[name] == 1 else f"{name}#{calls[name]}", layer, given[0], returned)
+            case = _case(name if calls[name] == 1 else f"{name}#{calls[name]}", layer, kind, given, named, returned)
+            if isinstance(case, Skipped):
+                found.skipped.append(case)
+            else:
+                found.cases.append(case)
 
-        hooks.append(layer.register_forward_hook(seen))
+        hooks.append(layer.register_forward_hook(seen, with_kwargs=True))
 
     try:
         for name, layer in module.named_modules():
-            if type(layer).__name__ in _RANKS:
-                watch(name or type(layer).__name__, layer)
+            kind = next((each for each in _KINDS if isinstance(layer, getattr(torch.nn, each))), None)
+            if kind is not None:
+                watch(name or type(layer).__name__, layer, kind)
         with torch.no_grad():
             module(*inputs)
     finally:
@@ -55,48 +62,43 @@ def capture_torch(module: Any, *inputs: Any) -> Captured:
     return found
 
 
-def _keep(found: Captured, name: str, layer: Any, given: Any, returned: Any) -> None:
-    kind = type(layer).__name__
-    case = _case(name, kind, layer, given, returned)
-    if isinstance(case, str):
-        found.skipped.append(Skipped(name, kind, case))
-    else:
-        found.cases.append(case)
-
-
-def _case(name: str, kind: str, layer: Any, given: Any, returned: Any) -> Case | str:
-    """The case, or the reason why there is none."""
-    rank, transposed = _RANKS[kind], kind.startswith("ConvTranspose")
-    if given.dim() != rank + 2:
-        return f"its input has {given.dim()} axes, no batch among them"
-    if str(given.dtype) not in ("torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"):
-        return f"its dtype is {given.dtype}"
-    x, weight, out = (_array(tensor) for tensor in (given, layer.weight, returned))
-    operands = {"x": x, "weight": weight} | ({} if layer.bias is None else {"bias": _array(layer.bias)})
-    if layer.groups == 1 and set(layer.kernel_size) == {1} and not transposed and _unpadded(layer.padding):
-        strided = (..., *(slice(None, None, step) for step in layer.stride))
-        operands["x"] = np.ascontiguousarray(x[strided])
-        return Case("pointwise_conv", operands, {}, {"out": out}, name)
-    if layer.groups != layer.in_channels:
-        what = "standard" if layer.groups == 1 else f"grouped ({layer.groups} groups)"
-        return f"a {what} convolution, {layer.in_channels} to {layer.out_channels} channels"
-    options = {"stride": tuple(layer.stride), "padding": _padding(layer.padding), "dilation": tuple(layer.dilation)}
+def _case(name: str, layer: Any, kind: str, given: Any, named: dict[str, Any], returned: Any) -> Case | Skipped:
+    x = given[0] if given else named["input"]
+    reason = _unread(layer, kind, x)
+    if reason:
+        return Skipped(name, type(layer).__name__, reason)
+    transposed = kind.startswith("ConvTranspose")
+    window = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation}
     if transposed:
-        operands["weight"] = weight.reshape(-1, 1, *weight.shape[2:])
-        options["output_padding"] = tuple(layer.output_padding)
-        return Case(f"depthwise_conv_transpose{rank}d", operands, options, {"out": out}, name)
-    if layer.padding_mode != "zeros":
-        options["padding_mode"] = layer.padding_mode
-    return Case(f"depthwise_conv{rank}d", operands, options, {"out": out}, name)
+        sized = len(given) > 1 or "output_size" in named
+        extra = _output_padding(layer, x, returned) if sized else layer.output_padding
+        options = torch_transpose_options(**window, output_padding=extra)
+    else:
+        options = torch_options(**window, padding_mode=layer.padding_mode)
+    tensors = {"x": x, "weight": layer.weight, "bias": layer.bias}
+    operands = {each: None if tensor is None else _array(tensor) for each, tensor in tensors.items()}
+    case = as_case(name, operands, _array(returned), layer.groups, options, transposed=transposed)
+    return Skipped(name, type(layer).__name__, case) if isinstance(case, str) else case
 
 
-def _padding(padding: Any) -> Any:
-    """PyTorch's ``"same"`` has the odd element at the high side, and a stride of 1: ours, too."""
-    return padding if isinstance(padding, str) else tuple((int(width), int(width)) for width in padding)
+def _unread(layer: Any, kind: str, x: Any) -> str:
+    """Why a layer's call does not say what it computes; empty if it does."""
+    import torch
+
+    whole = getattr(torch.nn, kind)
+    if any(getattr(type(layer), each, None) is not getattr(whole, each, None) for each in ("forward", "_conv_forward")):
+        return f"a {kind} with a forward of its own"
+    if x.dim() != layer.weight.dim():
+        return f"its input has {x.dim()} axes, no batch among them"
+    return "" if str(x.dtype).removeprefix("torch.") in FLOATING else f"its dtype is {x.dtype}"
 
 
-def _unpadded(padding: Any) -> bool:
-    return isinstance(padding, str) or set(padding) == {0}
+def _output_padding(layer: Any, x: Any, returned: Any) -> tuple[int, ...]:
+    """What a call with ``output_size`` adds at the high end."""
+    axes = zip(
+        x.shape[2:], returned.shape[2:], layer.kernel_size, layer.stride, layer.padding, layer.dilation, strict=True
+    )
+    return tuple(out - ((n - 1) * s - 2 * p + (k - 1) * d + 1) for n, out, k, s, p, d in axes)
 
 
 def _array(tensor: Any) -> Any:

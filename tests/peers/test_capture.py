@@ -1,4 +1,4 @@
-"""Captured models: each covered layer of torch and onnxruntime passes, each other one is named with a reason."""
+"""Captured modules of PyTorch, and whole ONNX models: each covered layer passes, each other is named with a reason."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from npdwconv import OptionError, cli, verify
 from npdwconv.bench import cases as bench_cases
 from npdwconv.bench import operands as bench_operands
 from npdwconv.bench.peers.onnx_graph import graphs
-from npdwconv.interop.onnx import capture_onnx
 from npdwconv.interop.torch import capture_torch
 
 torch = pytest.importorskip("torch", reason="captured from")
-onnx = pytest.importorskip("onnx", reason="captured from")
+pytest.importorskip("onnx", reason="writes and reads the graphs")
 pytest.importorskip("onnxruntime", reason="runs the graphs")
 pytestmark = pytest.mark.peers
 
@@ -68,6 +66,41 @@ def test_torch_ranks_and_dtypes(rank, dtype):
     verify.assert_conv(case)
 
 
+class Doubled(torch.nn.Conv2d):
+    """A layer that does more than the one it derives from."""
+
+    def forward(self, x: Any) -> Any:
+        return super().forward(2 * x)
+
+
+class Calls(torch.nn.Module):
+    """Layers that are called by keyword, for a size, with weights that others compute, and one of another kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        conv = torch.nn.Conv2d
+        self.normed = torch.nn.utils.parametrizations.weight_norm(conv(4, 8, 3, groups=4))
+        self.named = conv(8, 8, 3, groups=8)
+        self.up = torch.nn.ConvTranspose2d(8, 8, 3, stride=2, padding=1, groups=8)
+        self.doubled = Doubled(8, 8, 3, groups=8)
+        self.padded = conv(8, 5, 1, padding=1)
+
+    def forward(self, x: Any) -> Any:
+        x = self.named(input=self.normed(x))
+        return self.up(x, output_size=[16, 15]), self.up(input=x, output_size=[15, 16]), self.doubled(x), self.padded(x)
+
+
+def test_torch_layers_however_they_are_called():
+    found = capture_torch(Calls(), torch.randn(2, 4, 12, 12))
+    assert {case.name for case in found.cases} == {"normed", "named", "up", "up#2"}
+    assert {left.name: (left.kind, left.reason) for left in found.skipped} == {
+        "doubled": ("Doubled", "a Conv2d with a forward of its own"),
+        "padded": ("Conv2d", "a pointwise convolution of an image that it pads, 8 to 5 channels"),
+    }
+    for case in found.cases:
+        verify.assert_conv(case)
+
+
 def test_hooks_are_gone_and_a_failing_module_raises():
     module = torch.nn.Conv2d(4, 4, 3, groups=4)
     with pytest.raises(RuntimeError):
@@ -75,92 +108,6 @@ def test_hooks_are_gone_and_a_failing_module_raises():
     assert not module._forward_hooks
     with pytest.raises(OptionError, match=r"needed a torch\.nn\.Module"):
         capture_torch(torch.relu, torch.randn(3))
-
-
-def graph(nodes: list[Any], constants: dict[str, np.ndarray], shape: tuple[Any, ...]) -> Any:
-    helper = onnx.helper
-    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
-    taken = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, shape)]
-    given = [helper.make_empty_tensor_value_info(nodes[-1].output[0])]
-    made = helper.make_graph(nodes, "g", taken, given, tensors)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-
-
-def normal(*shape: int) -> np.ndarray:
-    return np.random.default_rng(3).standard_normal(shape, dtype=np.float32)
-
-
-def test_onnx_nodes_of_every_kind():
-    node = onnx.helper.make_node
-    constants = {"a": normal(8, 1, 3, 3), "b": normal(8), "c": normal(6, 8, 1, 1), "d": normal(6, 1, 2, 2)}
-    constants["f"] = normal(4, 6, 3, 3)
-    nodes = [
-        node("Conv", ["x", "a", "b"], ["1"], "depthwise", group=8, auto_pad="SAME_UPPER", strides=[2, 2]),
-        node("Conv", ["1", "c"], ["2"], "pointwise", strides=[1, 2]),
-        node("ConvTranspose", ["2", "d"], ["3"], "up", group=6, strides=[2, 2], pads=[0, 1, 1, 0]),
-        node("Conv", ["3", "f"], ["4"], "standard"),
-    ]
-    model = graph(nodes, constants, (2, 8, 9, 12))
-    found = capture_onnx(model)
-    assert {case.name: case.op for case in found.cases} == {
-        "depthwise": "depthwise_conv2d",
-        "pointwise": "pointwise_conv",
-        "up": "depthwise_conv_transpose2d",
-    }
-    for case in found.cases:
-        verify.assert_conv(case)
-    assert [left.name for left in found.skipped] == ["standard"]
-
-
-def test_onnx_gemm_and_matmul_are_pointwise():
-    node = onnx.helper.make_node
-    constants = {"w": normal(5, 8), "b": normal(5), "v": normal(5, 3)}
-    nodes = [node("Gemm", ["x", "w", "b"], ["1"], "gemm", transB=1), node("MatMul", ["1", "v"], ["2"], "matmul")]
-    found = capture_onnx(graph(nodes, constants, ("batch", 8)), {"x": normal(4, 8)})
-    assert [case.name for case in found.cases] == ["gemm", "matmul"]
-    for case in found.cases:
-        verify.assert_conv(case)
-    nodes = [node("Gemm", ["x", "w", "b"], ["1"], "scaled", transB=1, alpha=2.0)]
-    assert capture_onnx(graph(nodes, constants, (4, 8))).skipped[0].reason.startswith("it transposes")
-
-
-def test_float16_between_nodes_and_graphs_within_nodes_are_named():
-    helper, half = onnx.helper, onnx.TensorProto.FLOAT16
-    node, kernel = helper.make_node, normal(4, 1, 3, 3).astype(np.float16)
-    inner = helper.make_graph(
-        [node("Conv", ["x", "w"], ["inner"], "within", group=4)],
-        "branch",
-        [],
-        [helper.make_tensor_value_info("inner", half, None)],
-    )
-    nodes = [
-        node("Conv", ["x", "w"], ["1"], "first", group=4),
-        node("Conv", ["1", "w"], ["2"], "second", group=4),
-        node("If", ["yes"], ["3"], "choice", then_branch=inner, else_branch=inner),
-    ]
-    constants = [onnx.numpy_helper.from_array(a, n) for a, n in ((kernel, "w"), (np.array(True), "yes"))]
-    taken = [helper.make_tensor_value_info("x", half, (1, 4, 9, 9))]
-    given = [helper.make_tensor_value_info(name, half, None) for name in ("2", "3")]
-    made = helper.make_graph(nodes, "g", taken, given, constants)
-    found = capture_onnx(helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
-    (case,) = found.cases
-    assert case.name == "first"
-    verify.assert_conv(case)
-    reasons = {left.name: left.reason for left in found.skipped}
-    assert reasons["within"] == "inside If"
-    assert "float32 between nodes" in reasons["second"]
-
-
-def test_wrong_models_and_inputs(tmp_path):
-    (tmp_path / "m.onnx").write_bytes(b"nonsense")
-    with pytest.raises(OptionError, match="needed an ONNX model"):
-        capture_onnx(tmp_path / "m.onnx")
-    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], group=2)
-    model = graph([node], {"w": normal(2, 1, 3, 3)}, (1, 2, 5, 5))
-    with pytest.raises(OptionError, match="needed by name: x"):
-        capture_onnx(model, {"y": normal(1, 2, 5, 5)})
-    with pytest.raises(OptionError, match=r"onnxruntime .*x \(1, 3, 5, 5\)"):
-        capture_onnx(model, normal(1, 3, 5, 5))
 
 
 def verified(capsys, path: Path) -> dict[str, Any]:
