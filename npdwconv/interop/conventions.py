@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -166,13 +166,9 @@ TORCH = Convention(
         "https://docs.pytorch.org/docs/stable/generated/torch.nn.ConvTranspose2d.html",
     ),
 )
-ONNX = Convention(
-    "onnx",
-    depthwise="CM 1 *",
-    pointwise="K C 1*",
-    transposed="C M *",
-    ranks=(1, 2, 3),
-    layouts=(FIRST,),
+ONNX = replace(
+    TORCH,
+    framework="onnx",
     sources=(
         "https://onnx.ai/onnx/operators/onnx__Conv.html",
         "https://onnx.ai/onnx/operators/onnx__ConvTranspose.html",
@@ -190,7 +186,8 @@ TENSORFLOW = Convention(
     sources=(
         "https://www.tensorflow.org/api_docs/python/tf/nn/depthwise_conv2d",
         "https://www.tensorflow.org/api_docs/python/tf/nn/depthwise_conv2d_backprop_input",
-        "https://keras.io/api/layers/convolution_layers/depthwise_convolution2d/",
+        "https://www.tensorflow.org/api_docs/python/tf/nn/conv2d",
+        "https://github.com/keras-team/keras/blob/master/keras/src/layers/convolutional/base_depthwise_conv.py",
     ),
 )
 JAX = Convention(
@@ -203,9 +200,10 @@ JAX = Convention(
     flips_transposed=True,  # conv_general_dilated with lhs_dilation slides the kernel as it is stored
     sources=(
         "https://docs.jax.dev/en/latest/_autosummary/jax.lax.conv_general_dilated.html",
-        "https://flax-linen.readthedocs.io/en/latest/api_reference/flax.linen/layers.html",
+        "https://flax.readthedocs.io/en/latest/api_reference/flax.nnx/nn/linear.html",
     ),
 )
+# Its pages of transposed convolution say that there are no groups; the functions take them, as its conv_general does.
 MLX = Convention(
     "mlx",
     depthwise="CM * 1",
@@ -215,7 +213,7 @@ MLX = Convention(
     layouts=(LAST,),
     sources=(
         "https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.conv2d.html",
-        "https://ml-explore.github.io/mlx/build/html/python/_autosummary/mlx.core.conv_transpose2d.html",
+        "https://github.com/ml-explore/mlx/blob/main/mlx/ops.cpp",
     ),
 )
 TFLITE_KERNELS = "https://github.com/tensorflow/tensorflow/blob/master/tensorflow/lite/kernels/internal/reference"

@@ -106,6 +106,9 @@ OTHERS: list[Any] = [{}, {"a": 1}, {1, 2}, bytearray(b"ab"), np.array([1, 1]), n
 OTHERS += [("NHWC", "HWIO"), ("NHWC", "HWIO", None), ("NWHC", "HWIO", "NWHC"), ("NC", "OI", "NC"), ("a", "b", "c")]
 OTHERS += [((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 1)), ((0, 1), (0, 1), (0, 1)), ((0, 1, 2), 3, "NCW"), len, Options]
 JUNK = SCALARS + NESTED + OTHERS
+# which of them two options may get at once: they differ in what they say of the number of axes
+LENGTHS: list[Any] = [None, -1, 7, np.int64(2), "SAME", b"\xff", [], [1], (2, 2), [1, 1, 1], [1] * 8, [None], {}]
+LENGTHS += [[[1, 2]], [(1, 2), (3, 4)], [[0, 0]] * 4, ([1], [1, 2]), ("NWC", "WIO", "NWC"), ((0, 1, 2),) * 3]
 
 
 def spatial_entries(options: Options) -> set[int]:
@@ -145,7 +148,7 @@ def test_one_option_is_malformed(name: str, call: Options) -> None:
 @pytest.mark.parametrize(("name", "call"), CALLS)
 def test_two_options_are_malformed(name: str, call: Options) -> None:
     for options in combinations(call, 2):
-        for junk in product(JUNK, repeat=2):
+        for junk in product(LENGTHS, repeat=2):
             outcome(FUNCTIONS[name][0], call | dict(zip(options, junk, strict=True)))
 
 
@@ -232,6 +235,8 @@ def test_spatial_axes_in_an_order_of_their_own_are_refused() -> None:
         (jax.flax_options, {"kernel_size": (3, 3), "strides": (1,)}, "kernel_size has 2, strides has 1"),
         (spelling.torch_options, {"stride": (1, 1, 1, 1)}, "stride has 4; needed .* one to three"),
         (spelling.torch_options, {"stride": ()}, "stride has 0"),
+        (spelling.torch_options, {"stride": b"\x01\x01"}, "stride is b"),
+        (jax.options, {"window_strides": bytearray(b"\x01"), "padding": "SAME"}, "window_strides is bytearray"),
     ],
 )
 def test_messages(function: Callable[..., Options], arguments: Options, message: str) -> None:
