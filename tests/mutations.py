@@ -219,8 +219,8 @@ MUTATIONS = [
     Mutation(
         "ends interleaved",
         f"{INTEROP}/spelling.py",
-        "zip(widths[:rank], widths[rank:],",
-        "zip(widths[::2], widths[1::2],",
+        "zip(low, high, strict=True))",
+        "zip((low + high)[::2], (low + high)[1::2], strict=True))",
     ),
     Mutation("numbers of the schema", f"{INTEROP}/tflite.py", '"RELU_N1_TO_1", "RELU6"', '"RELU6", "RELU_N1_TO_1"'),
     Mutation(
