@@ -70,13 +70,8 @@ def get4(context: Any, array: Any, index: Any) -> Any:
     """Four elements of an array in shared memory that begins at a multiple of 16 bytes, from a multiple of four."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(array)(context, builder, args[0]).data
-        real = data.type.pointee
-        place = builder.bitcast(
-            builder.gep(data, [args[1]]), ir.PointerType(ir.VectorType(real, 4), data.type.addrspace)
-        )
-        vector = builder.load(place, align=16)
-        packed = ir.Constant(ir.ArrayType(real, 4), ir.Undefined)
+        vector = builder.load(_four(context, builder, array, args), align=16)
+        packed = ir.Constant(ir.ArrayType(vector.type.element, 4), ir.Undefined)
         for lane in range(4):
             packed = builder.insert_value(packed, builder.extract_element(vector, ir.Constant(I32, lane)), lane)
         return packed
@@ -94,6 +89,27 @@ def put(context: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.int64, array.dtype), generate
+
+
+@intrinsic
+def put4(context: Any, array: Any, index: Any, a: Any, b: Any, c: Any, d: Any) -> Any:
+    """Set four elements, as `get4` reads them."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vector: Any = ir.Constant(ir.VectorType(args[2].type, 4), ir.Undefined)
+        for lane, value in enumerate(args[2:]):
+            vector = builder.insert_element(vector, value, ir.Constant(I32, lane))
+        builder.store(vector, _four(context, builder, array, args), align=16)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, *[array.dtype] * 4), generate
+
+
+def _four(context: Any, builder: Any, array: Any, args: Any) -> Any:
+    """Where four elements of an array in shared memory lie."""
+    data = context.make_array(array)(context, builder, args[0]).data
+    kind = ir.PointerType(ir.VectorType(data.type.pointee, 4), data.type.addrspace)
+    return builder.bitcast(builder.gep(data, [args[1]]), kind)
 
 
 @intrinsic
@@ -140,6 +156,7 @@ def plain() -> dict[str, Any]:
         "get": get,
         "get4": get4,
         "put": put,
+        "put4": put4,
     }
 
 

@@ -53,7 +53,7 @@ def _words(spec: GatherSpec) -> dict[str, Any]:
         storages["e"] = spec.other
     real: Any = real_of(spec.target)
     words = vocabulary(**storages)
-    words.update(zero=real(0), real=real, again=_again(spec.axes, spec.source, spec.weight, _folded(spec)))
+    words.update(zero=real(0), real=real, again=again(spec.axes, spec.source, spec.weight, _folded(spec)))
     if spec.activation:
         words["act"] = activate.function(spec.activation, real, bool(spec.other))
     return words
@@ -65,7 +65,7 @@ def _folded(spec: GatherSpec) -> int:
 
 
 @cache
-def _again(axes: tuple[AxisSpec, AxisSpec, AxisSpec], source: str, weight: str, folded: int) -> Any:
+def again(axes: tuple[AxisSpec, AxisSpec, AxisSpec], source: str, weight: str, folded: int) -> Any:
     """One sum, tap by tap, over the taps that read a real source; every loop runs on the device.
 
     ``x`` is the address of the first source of the image and channel, ``w`` that of the kernel, ``z``, ``y`` and ``c``
@@ -203,7 +203,7 @@ def _sum(text: Text, spec: GatherSpec, plane: str, pixel: str) -> None:
     lanes = spec.lanes
     text(*(f"{scalar('a', v, u, k)} = zero" for v, u, k in product(range(high), range(wide), range(lanes))))
     down, across = rows.terms(high), columns.terms(wide)
-    text(f"sy = {_origin('y', rows, high)} + sh", f"sx = {_origin('c', columns, wide)} + sw")
+    text(f"sy = {origin('y', rows, high)} + sh", f"sx = {origin('c', columns, wide)} + sw")
     groups = sorted({(off + spec.lead) // spec.together for off in across})
     if spec.lead:
         text(f"sx = sx - {spec.lead}")
@@ -212,16 +212,16 @@ def _sum(text: Text, spec: GatherSpec, plane: str, pixel: str) -> None:
         text(*(f"{scalar('k', group)} = {group} * {pixel}" for group in groups))
     wide_row = "ws" if pixel == "1" else f"ws * {pixel}"
     with ExitStack() as stack:
-        weights, origin, deep = "w", "x", depth != AxisSpec()
+        weights, sources, deep = "w", "x", depth != AxisSpec()
         if _folded(spec) > 1:
             stack.enter_context(text.block(f"for m in range({_folded(spec)}):"))
             text(f"xm = step_x(x, m * {plane})", f"wm = step_w(w, m * {_taps(spec)})")
-            weights, origin = "wm", "xm"
+            weights, sources = "wm", "xm"
         if deep:
             stack.enter_context(_each_tap(text, depth, "z", "ds", "ld"))
             text(f"wz = step_w({weights}, tz * {rows.kernel * columns.kernel})")
             weights = "wz"
-        text(f"row = step_x({origin}, ({'(iz * hs + sy)' if deep else 'sy'} * ws + sx) * {pixel})")
+        text(f"row = step_x({sources}, ({'(iz * hs + sy)' if deep else 'sy'} * ws + sx) * {pixel})")
         known: set[tuple[int, int]] = set()
         before = 0
         for off, pairs in down.items():
@@ -238,14 +238,25 @@ def _sum(text: Text, spec: GatherSpec, plane: str, pixel: str) -> None:
                         if (r, s) not in known:
                             known.add((r, s))
                             _weight(text, spec, r, s, weights, deep)
-                    for begin, k in product(range(0, len(joined), MOST_FACTORS), range(lanes)):
-                        some = joined[begin : begin + MOST_FACTORS]
-                        factors = [scalar("w", r, s, k) for _, s in some] + [scalar("x", place, k) for place, _ in some]
-                        total = scalar("a", v, u, k)
-                        text(f"{total} = dot{len(some)}({', '.join([total, *factors])})")
+                    for k in range(lanes):
+                        weight = [scalar("w", r, s, k) for _, s in joined]
+                        add(text, scalar("a", v, u, k), weight, [scalar("x", place, k) for place, _ in joined])
 
 
-def _origin(name: str, axis: AxisSpec, tile: int) -> str:
+def add(text: Text, total: str, weights: list[str], sources: list[str]) -> None:
+    """total + Σ weight·source, in order."""
+    for begin in range(0, len(weights), MOST_FACTORS):
+        some = slice(begin, begin + MOST_FACTORS)
+        text(f"{total} = dot{len(weights[some])}({', '.join([total, *weights[some], *sources[some]])})")
+
+
+def checked(text: Text, sums: list[str]) -> None:
+    """``check``: zero where every sum is finite, for zero times a number is zero unless that is not finite."""
+    text("check = zero")
+    add(text, "check", sums, ["zero"] * len(sums))
+
+
+def origin(name: str, axis: AxisSpec, tile: int) -> str:
     """The source under a tile's first target, less the shift."""
     step = axis.step(tile)
     if step == tile:
@@ -288,10 +299,7 @@ def _store(text: Text, spec: GatherSpec) -> None:
         return
     (high, wide), step = spec.tile, spec.together
     sums = [scalar("a", v, u, k) for v, u, k in product(range(high), range(wide), range(spec.lanes))]
-    text("check = zero")  # zero times a number is zero unless that is not finite
-    for begin in range(0, len(sums), MOST_FACTORS):
-        some = sums[begin : begin + MOST_FACTORS]
-        text(f"check = dot{len(some)}({', '.join(['check', *some, *['zero'] * len(some)])})")
+    checked(text, sums)
     with text.block("if finite(check):"):
         for v in range(high):
             with text.block(f"if y + {v} < ht:"):

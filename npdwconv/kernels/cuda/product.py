@@ -70,7 +70,6 @@ def source(spec: ProductSpec) -> Source:
     """
     tile = spec.tile
     text = Text("multiply", ARGUMENTS)
-    threads = tile.threads
     across = tile.columns // tile.wide
     text(
         "thread = cuda.threadIdx.x",
@@ -87,11 +86,11 @@ def source(spec: ProductSpec) -> Source:
         f"tj = rem(thread, {across}) * 4",
         f"kept = cuda.shared.array({tile.depth * (tile.rows + tile.columns + 2 * PAD)}, real)",
     )
-    sums = [f"s{i}_{j}" for i, j in product(range(tile.high), range(tile.wide))]
-    text(*(f"{name} = zero" for name in sums))
+    second = f"{tile.depth * (tile.rows + PAD)}"
+    begin(text, tile)
     loads = [
-        *_loads("a", spec.a_along_sum, tile.rows, threads, tile),
-        *_loads("b", spec.b_along_sum, tile.columns, threads, tile),
+        *factor("a", ("i0 + ", "rows", "lda"), spec.a_along_sum, tile.rows, tile, "0"),
+        *factor("b", ("j0 + ", "columns", "ldb"), spec.b_along_sum, tile.columns, tile, second),
     ]
     text(*(line for load in loads for line in load.places))
     text("a = at_a(pa, image * batch_a)", "b = at_b(pb, image * batch_b)", "round = 0", "k0 = first")
@@ -105,18 +104,7 @@ def source(spec: ProductSpec) -> Source:
             text("k0 = first", "round += 1", "a = step_a(a, apart * batch_a)", "b = step_b(b, apart * batch_b)")
         with text.block("if round < images:"):
             text(*(line for load in loads for line in load.fetch))
-        with text.block(f"for k in range({tile.depth}):"):
-            row_start, column_start = (
-                f"k * {tile.rows + PAD}",
-                f"{tile.depth * (tile.rows + PAD)} + k * {tile.columns + PAD}",
-            )
-            for group in range(tile.high // 4):
-                names = ", ".join(f"x{4 * group + i}" for i in range(4))
-                text(f"{names} = get4(kept, {row_start} + {group * tile.rows // 2} + ti)")
-            for group in range(tile.wide // 4):
-                names = ", ".join(f"y{4 * group + j}" for j in range(4))
-                text(f"{names} = get4(kept, {column_start} + {group * tile.columns // 2} + tj)")
-            text(*(f"s{i}_{j} = fma(x{i}, y{j}, s{i}_{j})" for i, j in product(range(tile.high), range(tile.wide))))
+        multiply(text, tile, "0", second)
         text("cuda.syncthreads()")
     _store(text, spec)
     real: Any = real_of(spec.a)
@@ -132,7 +120,25 @@ def source(spec: ProductSpec) -> Source:
     return Source("multiply", ARGUMENTS, text.text, words)
 
 
-class _Load(NamedTuple):
+def begin(text: Text, tile: Tile) -> None:
+    """A thread's sums: none yet."""
+    text(*(f"s{i}_{j} = zero" for i, j in product(range(tile.high), range(tile.wide))))
+
+
+def multiply(text: Text, tile: Tile, first: str, second: str) -> None:
+    """Add the products of two slices, ``[depth, rows]`` and ``[depth, columns]``, that lie in shared memory there."""
+    with text.block(f"for k in range({tile.depth}):"):
+        row_start, column_start = f"{first} + k * {tile.rows + PAD}", f"{second} + k * {tile.columns + PAD}"
+        for group in range(tile.high // 4):
+            names = ", ".join(f"x{4 * group + i}" for i in range(4))
+            text(f"{names} = get4(kept, {row_start} + {group * tile.rows // 2} + ti)")
+        for group in range(tile.wide // 4):
+            names = ", ".join(f"y{4 * group + j}" for j in range(4))
+            text(f"{names} = get4(kept, {column_start} + {group * tile.columns // 2} + tj)")
+        text(*(f"s{i}_{j} = fma(x{i}, y{j}, s{i}_{j})" for i, j in product(range(tile.high), range(tile.wide))))
+
+
+class Load(NamedTuple):
     """One element that a thread brings: where it lies, how it is fetched, and how it is kept."""
 
     places: tuple[str, ...]
@@ -140,24 +146,25 @@ class _Load(NamedTuple):
     keep: tuple[str, ...]
 
 
-def _loads(letter: str, along_sum: bool, extent: int, threads: int, tile: Tile) -> list[_Load]:
-    begin, most, name = ("i0", "rows", "lda") if letter == "a" else ("j0", "columns", "ldb")
-    origin = 0 if letter == "a" else tile.depth * (tile.rows + PAD)
-    found = []
-    for number in range(-(-extent * tile.depth // threads)):
-        k, i, index = f"{letter}k{number}", f"{letter}i{number}", f"thread + {number * threads}"
+def factor(
+    letter: str, names: tuple[str, str, str], along_sum: bool, extent: int, tile: Tile, origin: str
+) -> list[Load]:
+    """A slice of a factor in memory, kept from ``origin`` on; ``names``: its beginning, extent and leading dimension."""
+    (begin, most, name), found = names, []
+    for number in range(-(-extent * tile.depth // tile.threads)):
+        k, i, index = f"{letter}k{number}", f"{letter}i{number}", f"thread + {number * tile.threads}"
         split = (
             (f"{i} = div({index}, {tile.depth})", f"{k} = {index} - {i} * {tile.depth}")
             if along_sum
             else (f"{k} = div({index}, {extent})", f"{i} = {index} - {k} * {extent}")
         )
-        offset = f"({begin} + {i}) * {name} + {k}" if along_sum else f"{k} * {name} + {begin} + {i}"
+        offset = f"({begin}{i}) * {name} + {k}" if along_sum else f"{k} * {name} + {begin}{i}"
         sum_step = "k0" if along_sum else f"k0 * {name}"
         inside = f"{letter}g{number}"
         value, element = f"{letter}v{number}", f"step_{letter}({letter}, {letter}o{number} + {sum_step})"
         found.append(
-            _Load(
-                (*split, f"{letter}o{number} = {offset}", f"{inside} = {begin} + {i} < {most}", f"{value} = zero"),
+            Load(
+                (*split, f"{letter}o{number} = {offset}", f"{inside} = {begin}{i} < {most}", f"{value} = zero"),
                 (f"{value} = load_{letter}({element}, 0, {inside} & (k0 + {k} < last))",),
                 (f"put(kept, {origin} + {k} * {extent + PAD} + {i}, {value})",),
             )
@@ -180,16 +187,21 @@ def _store(text: Text, spec: ProductSpec) -> None:
                     text(f"column = {column}", "place = z * batch_c + row * ldc + column")
                     names = [f"s{i}_{j + n}" for n in range(vector)]
                     for n, name in enumerate(names):
-                        if spec.bias:
-                            added = "bias" if spec.bias == "rows" else f"read_v(at_v(pv, column), {n})"
-                            text(f"{name} = {name} + {added}")
-                        if spec.activation:
-                            text(f"{name} = act({name})")
+                        added = {"rows": "bias", "columns": f"read_v(at_v(pv, column), {n})"}.get(spec.bias, "")
+                        finish(text, name, added, "act" if spec.activation else "")
                     if spec.other:
                         others = ", ".join(f"e{n}" for n in range(vector))
                         text(f"{others} = peek{width}_e(at_e(pe, place), 0)")
                         text(*(f"{name} = e{n} * {name}" for n, name in enumerate(names)))
                     text(f"store{width}_c(at_c(pc, place), 0, {', '.join(names)})")
+
+
+def finish(text: Text, name: str, bias: str, activation: str) -> None:
+    """Bias and activation of a sum, where there are any."""
+    if bias:
+        text(f"{name} = {name} + {bias}")
+    if activation:
+        text(f"{name} = {activation}({name})")
 
 
 @cache

@@ -55,6 +55,11 @@ def shared_set(array: Any, index: int, value: Any) -> None:
     array[int(index)] = value
 
 
+def shared_set4(array: Any, index: int, *values: Any) -> None:
+    for place, value in enumerate(values, int(index)):
+        array[place] = value
+
+
 def finite(value: Any) -> bool:
     return bool(np.isfinite(value))
 
@@ -71,6 +76,7 @@ def plain() -> dict[str, Word]:
         "get": shared_get,
         "get4": shared_get4,
         "put": shared_set,
+        "put4": shared_set4,
     }
 
 
