@@ -10,7 +10,7 @@ from npdwconv.kernels.cuda.gather_spec import VECTORS, divisor
 from npdwconv.kernels.cuda.product import Tile
 from npdwconv.kernels.cuda.relation import AxisRun, AxisSpec, passed
 
-# rows and columns of the result, depth of a slice, a thread's patch of sums: for results by pixels
+# Rows and columns of the product, depth of a slice (at most the threads), a thread's sums: results by pixels.
 WIDE, DEEP = (
     (Tile(8, 8, 4, 4, 4), Tile(8, 8, 4, 4, 4))
     if provider.simulated()
@@ -20,7 +20,8 @@ STRIP = 4  # neighbouring pixels of a row: what a thread of the product has in a
 PATCH = 2 * STRIP  # pixels of two strips, one below the other or, of an image of one row, beside it
 MOST_TAPS = 25
 MOST_STRIDE = 2
-MOST_HELD = 80  # sources that a thread holds while it multiplies: with its sums, what fits in registers
+MOST_HELD = 64  # sources that a thread holds while it multiplies: with its sums, what fits in registers
+CHEAP = ("", "relu", "relu6")  # activations that need hardly a register
 
 
 class FusedSpec(NamedTuple):
@@ -34,6 +35,7 @@ class FusedSpec(NamedTuple):
     tile: Tile
     patch: tuple[int, int]  # rows and columns
     vector: int  # elements read at once: channels of a thread channels_last, columns channels_first
+    panel: int  # pointwise weights read at once, along the sum
     written: int  # elements written at once: results channels_last, columns channels_first
     lead: int  # columns by which a patch's first source lies beyond a whole vector, channels_first
 
@@ -75,6 +77,11 @@ class FusedSpec(NamedTuple):
         across = sum(width for _, width in pieces(self)) * self.lanes
         return self.units * across * len(self.axes[1].terms(self.part[0]))
 
+    @property
+    def resident(self) -> int:
+        """Blocks of a multiprocessor that its registers are shared out to."""
+        return 3 if self.held <= 24 and self.activations[0] in CHEAP else 2
+
 
 def pieces(spec: FusedSpec) -> list[tuple[int, int]]:
     """How a row of a part's sources is read: a vector where most of it is needed, else what is needed of it."""
@@ -103,7 +110,7 @@ def settled(
     channels: tuple[int, int, int],
     biases: tuple[bool, bool],
     activations: tuple[str, str],
-    aligned: tuple[int, int],
+    aligned: tuple[int, int, int],
 ) -> FusedSpec | None:
     """The fused kernel of a layer whose stages have those channels between them, or None where two calls are made.
 
@@ -133,6 +140,7 @@ def settled(
         tile if first else tile._replace(rows=tile.columns, columns=tile.rows),
         patch,
         vector,
+        divisor(read, min(aligned[2], VECTORS[storage], tile.depth)),
         divisor(runs[2].target if first else results, min(aligned[1], VECTORS[storage])),
         runs[2].shift % vector if first else 0,
     )

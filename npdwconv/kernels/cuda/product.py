@@ -125,17 +125,23 @@ def begin(text: Text, tile: Tile) -> None:
     text(*(f"s{i}_{j} = zero" for i, j in product(range(tile.high), range(tile.wide))))
 
 
-def multiply(text: Text, tile: Tile, first: str, second: str) -> None:
+def multiply(text: Text, tile: Tile, first: str, second: str, unrolled: int = 1) -> None:
     """Add the products of two slices, ``[depth, rows]`` and ``[depth, columns]``, that lie in shared memory there."""
-    with text.block(f"for k in range({tile.depth}):"):
-        row_start, column_start = f"{first} + k * {tile.rows + PAD}", f"{second} + k * {tile.columns + PAD}"
-        for group in range(tile.high // 4):
-            names = ", ".join(f"x{4 * group + i}" for i in range(4))
-            text(f"{names} = get4(kept, {row_start} + {group * tile.rows // 2} + ti)")
-        for group in range(tile.wide // 4):
-            names = ", ".join(f"y{4 * group + j}" for j in range(4))
-            text(f"{names} = get4(kept, {column_start} + {group * tile.columns // 2} + tj)")
-        text(*(f"s{i}_{j} = fma(x{i}, y{j}, s{i}_{j})" for i, j in product(range(tile.high), range(tile.wide))))
+    step = f", {unrolled}" if unrolled > 1 else ""
+    with text.block(f"for k in range({f'0, {tile.depth}{step}' if step else tile.depth}):"):
+        starts = (f"{first} + k * {tile.rows + PAD}", f"{second} + k * {tile.columns + PAD}")
+        if unrolled > 1:
+            text(f"af = {starts[0]} + ti", f"bf = {starts[1]} + tj")
+        for number in range(unrolled):
+            for group in range(tile.high // 4):
+                names = ", ".join(f"x{4 * group + i}" for i in range(4))
+                place = number * (tile.rows + PAD) + group * tile.rows // 2
+                text(f"{names} = get4(kept, {f'af + {place}' if step else f'{starts[0]} + {place} + ti'})")
+            for group in range(tile.wide // 4):
+                names = ", ".join(f"y{4 * group + j}" for j in range(4))
+                place = number * (tile.columns + PAD) + group * tile.columns // 2
+                text(f"{names} = get4(kept, {f'bf + {place}' if step else f'{starts[1]} + {place} + tj'})")
+            text(*(f"s{i}_{j} = fma(x{i}, y{j}, s{i}_{j})" for i, j in product(range(tile.high), range(tile.wide))))
 
 
 class Load(NamedTuple):
@@ -149,7 +155,7 @@ class Load(NamedTuple):
 def factor(
     letter: str, names: tuple[str, str, str], along_sum: bool, extent: int, tile: Tile, origin: str
 ) -> list[Load]:
-    """A slice of a factor in memory, kept from ``origin`` on; ``names``: its beginning, extent and leading dimension."""
+    """A slice of a factor, kept from ``origin`` on; ``names``: where it begins, its extent and leading dimension."""
     (begin, most, name), found = names, []
     for number in range(-(-extent * tile.depth // tile.threads)):
         k, i, index = f"{letter}k{number}", f"{letter}i{number}", f"thread + {number * tile.threads}"

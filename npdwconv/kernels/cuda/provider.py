@@ -65,12 +65,17 @@ def types() -> Any:
 
 
 class Source(NamedTuple):
-    """A kernel written out: its name, the names of its arguments, its text, and what the text refers to."""
+    """A kernel written out: its name, the names of its arguments, its text, and what the text refers to.
+
+    ``bounds``: the threads of a block, and blocks that a multiprocessor must have room for; registers are shared out by
+    it. None leaves that to the compiler.
+    """
 
     name: str
     arguments: tuple[str, ...]
     text: str
     words: dict[str, Any]
+    bounds: tuple[int, int] | None = None
 
     def function(self) -> Any:
         """The Python function; a traceback shows the text's lines."""
@@ -96,7 +101,8 @@ def signature(source: Source) -> Any:
 def ptx_of(source: Source, capability: tuple[int, int]) -> str:
     """The PTX of a kernel for one compute capability, compiled without a device."""
     with _device_of_capability(capability):
-        text, _ = cuda().compile_ptx(source.function(), signature(source), cc=capability)
+        options = {} if source.bounds is None else {"launch_bounds": source.bounds}
+        text, _ = cuda().compile_ptx(source.function(), signature(source), cc=capability, **options)
     return str(text)
 
 

@@ -35,7 +35,7 @@ def _plan(
     counts: tuple[int, int, int, int],
     biases: tuple[bool, bool],
     activations: tuple[str, str],
-    together: tuple[int, int],
+    together: tuple[int, int, int],
 ) -> _Plan | None:
     """The launch of one kernel for both stages, or None where two calls are made (`fused_spec.settled`)."""
     images, *channels = counts
@@ -77,7 +77,7 @@ def separable_fwd(
             (images, read, w.shape[0], pw.shape[0]),
             (b is not None, pb is not None),
             ("" if depthwise_activation is None else depthwise_activation.name, activation.name if activation else ""),
-            (aligned(xs), aligned(result)),
+            (aligned(xs), aligned(result), aligned(pw)),
         )
         if plan is not None:
             places = [place_of(array) for array in (xs, w, b, pw, pb, result)]

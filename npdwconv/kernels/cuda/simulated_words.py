@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from npdwconv.kernels.cuda.words import MOST_FACTORS, WIDTHS, Word, real_of
+from npdwconv.kernels.cuda.words import MOST_FACTORS, WIDTHS, Word, real_of, registers
 
 Address = tuple[Any, int]
 
@@ -32,6 +32,14 @@ def dot(total: Any, *factors: Any) -> Any:
 
 def within(index: int, extent: int) -> bool:
     return bool(0 <= index < extent)
+
+
+def mark(mask: int, place: int, flag: bool) -> int:
+    return mask | int(flag) << place
+
+
+def marked(mask: int, place: int) -> bool:
+    return bool(mask >> place & 1)
 
 
 def div(a: int, b: int) -> int:
@@ -69,6 +77,8 @@ def plain() -> dict[str, Word]:
     return {
         "fma": fma,
         "within": within,
+        "mark": mark,
+        "marked": marked,
         **{f"dot{count}": dot for count in range(1, MOST_FACTORS + 1)},
         "div": div,
         "rem": rem,
@@ -86,6 +96,7 @@ def memory(storage: str) -> dict[str, Word]:
     for width in WIDTHS[storage]:
         suffix = "" if width == 1 else str(width)
         words[f"load{suffix}"] = _load(real_of(storage), width)
+        words[f"hold{suffix}"], words[f"held{suffix}"] = _hold(words[f"load{suffix}"], storage, width), _held
         words[f"read{suffix}"] = words[f"peek{suffix}"] = _read(real_of(storage), width)
         words[f"store{suffix}"] = _store(width)
     return words
@@ -98,6 +109,23 @@ def _load(real: Any, width: int) -> Word:
         return read(address, offset) if inside else zeros
 
     return load
+
+
+def _hold(load: Word, storage: str, width: int) -> Word:
+    count = registers(storage, width)
+
+    def hold(address: Address, offset: int, inside: bool) -> Any:
+        values = load(address, offset, inside)
+        values = (values,) if width == 1 else values
+        found = tuple(values[place::count] for place in range(count))
+        return found[0] if count == 1 else found
+
+    return hold
+
+
+def _held(*words: Any) -> Any:
+    values = tuple(value for group in zip(*words, strict=True) for value in group)
+    return values[0] if len(values) == 1 else values
 
 
 def _read(real: Any, width: int) -> Word:

@@ -31,12 +31,18 @@ def real_of(storage: str) -> type[Any]:
     return ACCUMULATORS[storage]
 
 
+def registers(storage: str, width: int) -> int:
+    """How many registers hold so many neighbouring elements as they lie in memory."""
+    return -(-width * SIZES[storage] // 4) if SIZES[storage] < 4 else width
+
+
 def vocabulary(**storages: str) -> dict[str, Any]:
     """The words that a kernel's text may use; for each storage named, ``load_NAME``, ``read_NAME`` and the like.
 
     ``load(a, offset, inside)`` is guarded, ``read(a, offset)`` is not, ``peek(a, offset)`` reads what this kernel may
     write, ``store(a, offset, value)`` writes; each with a width as suffix where it is more than one (``load4``), which
-    gives or takes as many values. ``at(p, i)`` is the address of element ``i``, ``step(a, i)`` of one ``i`` further.
+    gives or takes as many values. ``hold`` is a load that converts nothing: ``held`` makes the values of its registers
+    when they are needed. ``at(p, i)`` is the address of element ``i``, ``step(a, i)`` of one ``i`` further.
     """
     made = _simulated if provider.simulated() else _compiled
     words: dict[str, Any] = {"cuda": provider.cuda(), **made().plain()}
