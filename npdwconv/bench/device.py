@@ -30,6 +30,7 @@ ROTATED = 200_000_000  # bytes of one operand's copies: four times the cache of 
 PAUSE = 8_000_000  # cycles by which the device waits, while calls are queued behind
 CALLS = 10
 QUICK = ((128, 56, 3, 1), (64, 112, 3, 2), (240, 28, 5, 1), (96, 56, 7, 1))
+NARROW = ((64, 128, 56, 1), (128, 64, 56, 1), (96, 96, 28, 1))  # pairs with few results, which one kernel computes
 OPERATIONS = ("forward", "input gradient", "weight gradient")
 
 
@@ -101,7 +102,7 @@ def shapes(match: str = "", quick: bool = False) -> list[Case]:
 
 
 def run(cases: list[Case], rounds: int, pairs: bool, tell: Callable[[str], None]) -> DeviceReport:
-    """Measure ``cases`` in every kind, and with ``pairs`` the products that follow them in a network."""
+    """Measure ``cases`` in every kind, and with ``pairs`` the products that follow them in a network, alone and so."""
     if find_spec("torch") is None:
         raise BackendUnavailableError("bench: --backend cuda measures beside PyTorch, which is not installed")
     torch: Any = import_module("torch")
@@ -118,6 +119,10 @@ def run(cases: list[Case], rounds: int, pairs: bool, tell: Callable[[str], None]
             for channels, outputs, extent, _ in SEPARABLE:
                 tell(f"{kind.layout} {kind.dtype} pointwise {channels} to {outputs}")
                 rows.append(bench.pointwise(channels, outputs, extent, kind, copied))
+            for channels, outputs, extent, stride in (*SEPARABLE, *NARROW):
+                case = Case("separable_fwd", BATCH, channels, (extent, extent), 3, stride, outputs=outputs)
+                tell(f"{kind.layout} {kind.dtype} separable {case.name}")
+                rows.append(bench.separable(case, kind, copied))
     card = torch.cuda.get_device_properties(0).name
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numba-cuda", "numba"))
     return DeviceReport(card, versions, copied, copier, bench.host(), tuple(rows), bench.compiled)
@@ -226,6 +231,33 @@ class _Bench:
         share = None if mine is None else moved / mine * 1e-6 / copied
         name = Case("", BATCH, channels, (extent, extent), outputs=outputs).name
         return Row(name, "pointwise", kind.layout, kind.dtype, "torch", mine, theirs, share, moved / 1e6, wrong)
+
+    def separable(self, case: Case, kind: Kind, copied: float) -> Row:
+        """Both stages in one call, beside two calls of ours with the value between them in memory."""
+        torch, last, dtype = self.torch, kind.layout == "channels_last", getattr(self.torch, kind.dtype)
+        shape, taps = (BATCH, case.channels, *case.size), (case.channels, 1, case.kernel, case.kernel)
+        xs = [self.random(shape, dtype, last) for _ in range(3)]
+        w, v = self.random(taps, dtype, False), self.random((case.outputs, case.channels, 1, 1), dtype, False)
+        dw, dv = adopted("weight", w), adopted("weight", v.reshape(v.shape[:2]))
+        options: dict[str, Any] = {"stride": case.stride, "padding": case.kernel // 2, "layout": kind.layout}
+
+        def both(x: Any) -> Any:
+            middle = npdwconv.depthwise_conv2d(x, dw, **options)
+            return npdwconv.pointwise_conv(middle, dv, layout=kind.layout)
+
+        ours: list[Call] = [partial(npdwconv.separable_conv2d, _ours(x, last), dw, dv, **options) for x in xs]
+        two: list[Call] = [partial(both, _ours(x, last)) for x in xs]
+        got, conv = torch.from_dlpack(ours[0]()), torch.nn.functional.conv2d
+        first = partial(conv, stride=case.stride, padding=case.kernel // 2, groups=case.channels)
+        x, wide, mixed = xs[0].double(), w.double(), v.double()
+        exact, size = conv(first(x, wide), mixed), conv(first(x.abs(), wide.abs()), mixed.abs())
+        image = got.permute(0, 3, 1, 2) if last else got
+        wrong = _outside(torch, image, exact, size, case.kernel**2 + case.channels)
+        mine = None if wrong else self.timed(ours)
+        moved = (xs[0].numel() + got.numel()) * dtype.itemsize
+        share = None if mine is None else moved / mine * 1e-6 / copied
+        peer, theirs = "two calls of ours", self.timed(two)
+        return Row(case.name, "separable", kind.layout, kind.dtype, peer, mine, theirs, share, moved / 1e6, wrong)
 
     def host(self) -> dict[str, float]:
         """Microseconds of the host that a small call takes: with our arrays, with PyTorch's, and PyTorch's own."""

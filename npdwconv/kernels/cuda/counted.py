@@ -1,7 +1,8 @@
 """What a thread does in one pass of its main loop, counted in a kernel's PTX, beside the bytes that must move for it.
 
 An estimate: the assembler turns an instruction of PTX into none, one or several of the device's. A loop inside the main
-one, over a kernel's depth or a multiplier, counts once; of a product the loop over a slice in shared memory is counted.
+one, over a kernel's depth or a multiplier, counts once; of a product the loop over a slice in shared memory is counted,
+and of a fused kernel a whole slice, that loop as often as it runs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _JUMP = re.compile(r"(?:@\S+ )?bra(?:\.uni)?\s+(\$\w+)$")
 _ACCESS = re.compile(r"(?:@\S+ )?(ld|st)\.global\S*\s")
 _WIDTH = re.compile(r"(?:\.v(\d))?\.[fbus](\d+)\s")
 _GRADIENTS = re.compile(r"= load(\d?)_z\(")
+_SLICE = re.compile(r"for k in range\(0, (\d+), (\d+)\)")
 _LOOPS = re.compile(r"^    while (?!i < count)", re.MULTILINE)
 
 
@@ -35,7 +37,11 @@ def work(launch: Launch, capability: tuple[int, int]) -> Work:
     source = launch.kernel.source
     statements, labels = _statements(provider.ptx_of(_finite(source), capability))
     if _LOOPS.search(source.text):
-        statements = _main_loop(statements, labels, inner=source.name == "multiply")
+        whole, inner = statements, source.name == "multiply"
+        statements = _main_loop(whole, labels, inner)
+        if source.name == "separable":
+            depth, together = map(int, _SLICE.findall(source.text)[0])
+            statements = statements + _main_loop(whole, labels, inner=True) * (depth // together - 1)
     return Work(
         _multiplications(statements),
         len(_moved(statements, "ld")),
@@ -76,14 +82,15 @@ def _statements(ptx: str) -> tuple[list[str], dict[str, int]]:
 
 
 def _main_loop(statements: list[str], labels: dict[str, int], inner: bool) -> list[str]:
-    """The loop with the most loads, of those the longest; or with the most arithmetic, of those the shortest."""
+    """The loop with the most loads, of those the longest; or of those that nothing waits in the most arithmetic's."""
     loops = []
     for place, statement in enumerate(statements):
         jump = _JUMP.match(statement)
         if jump and labels[jump[1]] <= place:
             loops.append(statements[labels[jump[1]] : place + 1])
     if inner:
-        return max(loops, key=lambda loop: (_multiplications(loop), -len(loop)), default=statements)
+        inside = [loop for loop in loops if not any("bar" in statement.split()[0] for statement in loop)]
+        return max(inside, key=_multiplications, default=statements)
     return max(loops, key=lambda loop: (len(_moved(loop, "ld")), len(loop)), default=statements)
 
 

@@ -154,11 +154,25 @@ def pointwise_backward(layer: Pointwise) -> None:
     pointwise.pointwise_bwd_weight(chained, x, weight, layer.layout)
 
 
-def separable_forward(layer: Pointwise) -> None:
-    first = Layer(layer.layout, THREE, layer.storage, size=layer.size, channels=layer.channels)
-    x, weight, bias = layer.operands
-    operands = (x, first.weight, None, weight, bias, layer.image(layer.results))
-    separable.separable_fwd(*operands, first.geometry, layer.layout, None, _activation(layer.activation))
+class Separable(NamedTuple):
+    """A depthwise layer, and the pointwise one behind it."""
+
+    first: Layer
+    results: int
+    activation: str | None = None
+
+    def __str__(self) -> str:
+        text = f"{self.first}, to {self.results} channels"
+        return f"{text}, {self.activation}" if self.activation else text
+
+
+def separable_forward(layer: Separable) -> None:
+    first, results = layer.first, layer.results
+    g, layout, storage = first.geometry, first.layout, first.storage
+    out = array(storage, *shape_of(layout, BATCH, results, g.out))
+    stages = (first.x, first.weight, first.offset, array(storage, results, first.channels), array(storage, results))
+    activations = (_activation(first.activation), _activation(layer.activation))
+    separable.separable_fwd(*stages, out, g, layout, *activations)
 
 
 def converted(storages: tuple[str, str]) -> None:
@@ -246,10 +260,25 @@ def _others() -> Iterator[Call]:
             yield "pointwise backward", pointwise_backward, layer
         for storage in ("float16", "float64"):
             yield "pointwise", pointwise_forward, Pointwise(layout, 128, 256, SIZE, storage)
-        yield "separable", separable_forward, Pointwise(layout, CHANNELS, 192, 28, "float16")
+        yield from _separable(layout)
     yield "conversion", converted, ("float32", "float16")
     yield "conversion", converted, ("bfloat16", "float32")
     yield "addition", added, "float32"
+
+
+def _separable(layout: str) -> Iterator[Call]:
+    """Through memory, where the results are many, and in one kernel."""
+    yield "separable", separable_forward, Separable(Layer(layout, THREE, "float16", size=28), 192)
+    three = Layer(layout, THREE)
+    yield "separable", separable_forward, Separable(three, 128)
+    for stride in (1, 2):
+        first = three._replace(activation="relu6", bias=True, stride=stride)
+        yield "separable", separable_forward, Separable(first, 64, "relu6")
+    yield "separable", separable_forward, Separable(three._replace(activation="silu", bias=True), 128, "silu")
+    yield "separable", separable_forward, Separable(three._replace(storage="float16"), 128)
+    yield "separable", separable_forward, Separable(three._replace(size=57, channels=CHANNELS + 1), 50)
+    if layout == FIRST:
+        yield "separable", separable_forward, Separable(Layer(layout, FIVE), 128)
 
 
 def specialisations() -> dict[str, Launch]:
