@@ -152,6 +152,18 @@ def test_two_kernels_elsewhere(s: Situation, layout: str, launched: list[str]):
     assert {"gather", "multiply"} <= set(launched)
 
 
+@pytest.mark.parametrize(("most", "kernels"), [(DEPTH, 1), (DEPTH - 1, 2)])
+def test_long_sums_of_few_pixels_take_two_kernels(most: int, kernels: int, monkeypatch, launched: list[str]):
+    """One block for the simulator's two multiprocessors."""
+    monkeypatch.setattr(fused_spec, "SHORT", most)
+    planned._plan.cache_clear()
+    s = separable("one-block", DEPTH, MOST, (1, 2), (1, 3), padding=((0, 0), (1, 1)))
+    operands = {name: array[:1] if name == "x" else array for name, array in s.operands("integers", LAYOUTS[0]).items()}
+    forward(s, LAYOUTS[0], operands)
+    planned._plan.cache_clear()
+    assert len(launched) == kernels
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_float64_takes_two_kernels(layout: str, launched: list[str]):
     exactly(ONE[0], layout, "float64")
@@ -249,7 +261,7 @@ def test_the_source_has_no_array_of_a_thread():
         "channels_first",
         conv_geometry((4, 8), (3, 3), (1, 1), (1, 1), ((1, 1), (1, 1))),
         frozenset({"float32"}),
-        (4, 4, 8),
+        (1, 4, 4, 8),
         (True, True),
         ("", ""),
         (4, 4, 4),

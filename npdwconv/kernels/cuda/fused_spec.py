@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cuda import provider
-from npdwconv.kernels.cuda.gather_spec import VECTORS, divisor
+from npdwconv.kernels.cuda.gather_spec import MOST_ITEMS, VECTORS, divisor
 from npdwconv.kernels.cuda.product import Tile
 from npdwconv.kernels.cuda.relation import AxisRun, AxisSpec, passed
 
@@ -21,6 +21,7 @@ PATCH = 2 * STRIP  # pixels of two strips, one below the other or, of an image o
 MOST_TAPS = 25
 MOST_STRIDE = 2
 MOST_HELD = 64  # sources that a thread holds while it multiplies: with its sums, what fits in registers
+SHORT = 128  # channels up to which a block is done in the time of a launch
 CHEAP = ("", "relu", "relu6")  # activations that need hardly a register
 
 
@@ -107,17 +108,19 @@ def settled(
     layout: str,
     g: ConvGeometry,
     storages: frozenset[str],
-    channels: tuple[int, int, int],
+    counts: tuple[int, int, int, int],
     biases: tuple[bool, bool],
     activations: tuple[str, str],
     aligned: tuple[int, int, int],
 ) -> FusedSpec | None:
-    """The fused kernel of a layer whose stages have those channels between them, or None where two calls are made.
+    """The fused kernel of a layer with those images and channels before, between and after; None for two calls.
 
     A block must own all results of its pixels, so that no window is summed twice; a thread must hold a slice's sources
-    in registers beside its sums; and the middle value is a float32, which is what shared memory is divided for.
+    in registers beside its sums; and what is between is a float32, which is what shared memory is divided for. Windows
+    are few taps, whose sums cost little beside the product's. Where blocks are fewer than multiprocessors and the sum
+    over the channels is long, two kernels cut the work finer; where it is short either way takes as long as a launch.
     """
-    read, middle, results = channels
+    images, read, middle, results = counts
     specs, runs = passed(g, False)
     _, rows, columns = specs
     simple = len(g.axes) < 3 and not g.copies_border and middle == read
@@ -144,7 +147,9 @@ def settled(
         divisor(runs[2].target if first else results, min(aligned[1], VECTORS[storage])),
         runs[2].shift % vector if first else 0,
     )
-    return spec if spec.held <= MOST_HELD else None
+    count = patches(spec, runs, images)
+    idle = blocks(spec, count) < provider.processors() and read > SHORT
+    return None if idle or spec.held > MOST_HELD or count >= MOST_ITEMS else spec
 
 
 def patches(spec: FusedSpec, runs: tuple[AxisRun, AxisRun, AxisRun], images: int) -> int:

@@ -11,7 +11,6 @@ from npdwconv.kernels.chain import empty_middle, separable_bwd_of
 from npdwconv.kernels.cuda import depthwise, fused, fused_spec, pointwise
 from npdwconv.kernels.cuda.entry import Operand, aligned, entered, place_of
 from npdwconv.kernels.cuda.epilogue import bias_bwd
-from npdwconv.kernels.cuda.gather_spec import MOST_ITEMS
 from npdwconv.kernels.cuda.provider import Extents, Kernel
 from npdwconv.kernels.cuda.relation import passed
 from npdwconv.layouts import split_shape
@@ -38,17 +37,13 @@ def _plan(
     together: tuple[int, int, int],
 ) -> _Plan | None:
     """The launch of one kernel for both stages, or None where two calls are made (`fused_spec.settled`)."""
-    images, *channels = counts
-    read, middle, results = channels
-    spec = fused_spec.settled(layout, g, storages, (read, middle, results), biases, activations, together)
+    spec = fused_spec.settled(layout, g, storages, counts, biases, activations, together)
     if spec is None:
         return None
     runs = passed(g, False).runs
-    count = fused_spec.patches(spec, runs, images)
-    if count >= MOST_ITEMS:
-        return None
+    count = fused_spec.patches(spec, runs, counts[0])
     sources, targets = zip(*((run.source, run.target) for run in runs[1:]), strict=True)
-    numbers = (read, results, *sources, *targets, runs[1].shift, runs[2].shift, count)
+    numbers = (counts[1], counts[3], *sources, *targets, runs[1].shift, runs[2].shift, count)
     return _Plan(fused.kernel(spec), (fused_spec.blocks(spec, count), 1, 1), (spec.tile.threads, 1, 1), numbers)
 
 

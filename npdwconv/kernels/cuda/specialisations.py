@@ -272,7 +272,7 @@ def _separable(layout: str) -> Iterator[Call]:
     three = Layer(layout, THREE)
     yield "separable", separable_forward, Separable(three, 128)
     for stride in (1, 2):
-        first = three._replace(activation="relu6", bias=True, stride=stride)
+        first = three._replace(activation="relu6", bias=True, stride=stride, size=SIZE * stride)
         yield "separable", separable_forward, Separable(first, 64, "relu6")
     yield "separable", separable_forward, Separable(three._replace(activation="silu", bias=True), 128, "silu")
     yield "separable", separable_forward, Separable(three._replace(storage="float16"), 128)
