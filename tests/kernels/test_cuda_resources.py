@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from npdwconv.kernels.cuda import estimate
 from npdwconv.kernels.cuda.resources import CAPABILITIES, stored
 
 pytestmark = [
@@ -47,6 +48,25 @@ def found():
 
 def test_a_kernel_has_its_name_in_a_binary_that_holds_other_functions():
     assert run("-c", DIVIDES).split() == ["True", "True"]
+
+
+ESTIMATED = """
+from npdwconv.kernels.cuda import estimate
+for layout, storage in estimate.KINDS:
+    ways = estimate.ways(layout, storage, estimate.CASES[0])
+    print(*[launch.kernel.source.name for way in ways.values() for launch in way])
+cost = estimate.cost(ways["one kernel"][0])
+products = 32 * 32 * 64 * 112 * 112 / 32
+print(1 < cost.issued / products < 3, cost.bytes == 2 * (32 * 96 * 112 * 112 + 32 * 9 + 32 * 64))
+"""
+
+
+@pytest.mark.skipif(estimate._tool() is None, reason="no nvdisasm: pip install nvidia-cuda-nvdisasm")
+def test_the_estimate_counts_one_kernel_and_two():
+    """More than one instruction for a product, and the bytes of every operand once."""
+    *launches, counts = run("-c", ESTIMATED).splitlines()
+    assert launches == ["separable gather multiply"] * 2
+    assert counts.split() == ["True", "True"]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ class Work(NamedTuple):
 def work(launch: Launch, capability: tuple[int, int]) -> Work:
     """Counted over the main loop, or the whole kernel where it has none; every guard open, every sum finite."""
     source = launch.kernel.source
-    statements, labels = _statements(provider.ptx_of(_finite(source), capability))
+    statements, labels = _statements(provider.ptx_of(finite(source), capability))
     if _LOOPS.search(source.text):
         whole, inner = statements, source.name == "multiply"
         statements = _main_loop(whole, labels, inner)
@@ -50,7 +50,7 @@ def work(launch: Launch, capability: tuple[int, int]) -> Work:
     )
 
 
-def _finite(source: Source) -> Source:
+def finite(source: Source) -> Source:
     """The kernel without the second way to form a sum, where it has a first: what follows where one is not finite."""
     kept: list[str] = []
     asked = depth = -1  # where a question whether sums are finite stands, and where what is left out hangs from

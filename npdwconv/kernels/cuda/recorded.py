@@ -26,12 +26,13 @@ class Operand(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """One launch: the kernel, its blocks and threads, and its operands by the argument's name."""
+    """One launch: the kernel, its blocks and threads, and its operands and numbers by the argument's name."""
 
     kernel: provider.Kernel
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     operands: dict[str, Operand]
+    numbers: dict[str, int]
 
 
 _operands: list[Operand] = []
@@ -63,7 +64,8 @@ def recorded() -> Iterator[list[Launch]]:
     def record(kernel: provider.Kernel, grid: Any, block: Any, stream: int, *arguments: Any) -> None:
         named = dict(zip(kernel.source.arguments, arguments, strict=True))
         operands = {name: _operands[value // APART - 1] for name, value in named.items() if value >= APART}
-        found.append(Launch(kernel, grid, block, operands))
+        numbers = {name: value for name, value in named.items() if value < APART}
+        found.append(Launch(kernel, grid, block, operands, numbers))
 
     answers = {"wait_for": None, "clear": None, "current_device": 0, "processors": PROCESSORS}
     replaced: list[tuple[Any, str, Any]] = [(provider.Kernel, "__call__", record), (provider, "Memory", _Memory)]
