@@ -61,7 +61,7 @@ print(1 < cost.issued / products < 3, cost.bytes == 2 * (32 * 96 * 112 * 112 + 3
 """
 
 
-@pytest.mark.skipif(estimate._tool() is None, reason="no nvdisasm: pip install nvidia-cuda-nvdisasm")
+@pytest.mark.skipif(estimate.tool() is None, reason="no nvdisasm: pip install nvidia-cuda-nvdisasm")
 def test_the_estimate_counts_one_kernel_and_two():
     """More than one instruction for a product, and the bytes of every operand once."""
     *launches, counts = run("-c", ESTIMATED).splitlines()

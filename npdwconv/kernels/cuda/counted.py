@@ -41,7 +41,7 @@ def work(launch: Launch, capability: tuple[int, int]) -> Work:
         statements = _main_loop(whole, labels, inner)
         if source.name == "separable":
             depth, together = map(int, _SLICE.findall(source.text)[0])
-            statements = statements + _main_loop(whole, labels, inner=True) * (depth // together - 1)
+            statements = statements + _slice(statements, whole, labels) * (depth // together - 1)
     return Work(
         _multiplications(statements),
         len(_moved(statements, "ld")),
@@ -82,16 +82,26 @@ def _statements(ptx: str) -> tuple[list[str], dict[str, int]]:
 
 
 def _main_loop(statements: list[str], labels: dict[str, int], inner: bool) -> list[str]:
-    """The loop with the most loads, of those the longest; or of those that nothing waits in the most arithmetic's."""
+    """The loop with the most loads, of those the longest; or with the most arithmetic, of those the shortest."""
+    loops = _loops(statements, labels)
+    if inner:
+        return max(loops, key=lambda loop: (_multiplications(loop), -len(loop)), default=statements)
+    return max(loops, key=lambda loop: (len(_moved(loop, "ld")), len(loop)), default=statements)
+
+
+def _loops(statements: list[str], labels: dict[str, int]) -> list[list[str]]:
     loops = []
     for place, statement in enumerate(statements):
         jump = _JUMP.match(statement)
         if jump and labels[jump[1]] <= place:
             loops.append(statements[labels[jump[1]] : place + 1])
-    if inner:
-        inside = [loop for loop in loops if not any("bar" in statement.split()[0] for statement in loop)]
-        return max(inside, key=_multiplications, default=statements)
-    return max(loops, key=lambda loop: (len(_moved(loop, "ld")), len(loop)), default=statements)
+    return loops
+
+
+def _slice(main: list[str], statements: list[str], labels: dict[str, int]) -> list[str]:
+    """The loop over a slice in shared memory, inside the main one."""
+    inside = [loop for loop in _loops(statements, labels) if len(loop) < len(main)]
+    return max(inside, key=_multiplications, default=main)
 
 
 def _multiplications(statements: list[str]) -> int:

@@ -49,7 +49,7 @@ class Cost(NamedTuple):
         return Cost(*map(sum, zip(self, other, strict=True))) if isinstance(other, Cost) else NotImplemented
 
 
-def _tool() -> str | None:
+def tool() -> str | None:
     """The disassembler, of a toolkit or of pip."""
     found = which("nvdisasm")
     package = find_spec("nvidia")
@@ -63,7 +63,7 @@ def _machine_code(text: str, source: Callable[[], Source]) -> list[str]:
         file.write(provider.binary_of(source(), CAPABILITY))
         file.flush()
         return subprocess.run(
-            [_tool() or "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
+            [tool() or "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True
         ).stdout.splitlines()
 
 
@@ -131,7 +131,7 @@ def ways(layout: str, storage: str, case: tuple[int, int, int]) -> dict[str, lis
 def main() -> None:
     """Print the table."""
     argparse.ArgumentParser(description="What a separable convolution costs in one kernel and in two.").parse_args()
-    if _tool() is None or provider.simulated():
+    if tool() is None or provider.simulated():
         sys.exit("the estimate needs nvdisasm (pip install nvidia-cuda-nvdisasm), and no simulator")
     heads = ("case", "way", "MB", "instructions a product", "issuing", "copying", "estimate", "two to one")
     sys.stdout.write(f"| {' | '.join(heads)} |\n|---|---|{'---:|' * (len(heads) - 2)}\n")
