@@ -10,8 +10,8 @@ import pytest
 
 import npdwconv
 
-# `compiled_words` needs the compiler of a device, which the simulator is not; it has no examples
-ELSEWHERE = ("__main__", "compiled_words")
+# `compiled_…` need the compiler of a device, which the simulator is not; they have no examples
+ELSEWHERE = ("__main__", "compiled_words", "compiled_memory")
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(npdwconv.__path__, "npdwconv.")
