@@ -294,4 +294,7 @@ MUTATIONS = [
     ),
     Mutation("one image", f"{CUDA}/epilogue.py", "items, lanes = images * pixels,", "items, lanes = pixels,"),
     Mutation("infinities beside the image", f"{CUDA}/correlate.py", '"if not finite(sum):"', '"if False:"'),
+    Mutation("no barrier between halves", f"{CUDA}/fused.py", '"cuda.syncthreads()", "here = there"', '"here = there"'),
+    Mutation("rows below the image", f"{CUDA}/fused.py", '"if p < patches and y < ht:"', '"if p < patches:"'),
+    Mutation("fused axes swapped", f"{CUDA}/fused.py", "{r * columns.kernel + s}_{k}", "{s * rows.kernel + r}_{k}"),
 ]

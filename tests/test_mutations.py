@@ -28,7 +28,12 @@ TESTS = {
         "laws",
     ),
     "verify": tuple(f"verify/test_{what}.py" for what in ("gradcheck", "double", "bounds", "reference", "report")),
-    "cuda": ("cuda/test_parity.py::test_integers", "cuda/test_nan_locality.py", "cuda/test_splits.py"),
+    "cuda": (
+        "cuda/test_parity.py::test_integers",
+        "cuda/test_nan_locality.py",
+        "cuda/test_splits.py",
+        "cuda/test_fused.py",
+    ),
 }
 every_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.what.replace(" ", "_"))
 
