@@ -110,25 +110,32 @@ def _affine(e: Evidence, *, factors: bool) -> Iterator[Finding]:
 
     Factors are not named where offsets alone explain as much.
     """
-    name = e.case.options.get("activation")
     operands = {key: array for key, array in e.case.operands.items() if key != "bias"}
     bare = replace(e.case, operands=operands, options=e.case.options | {"activation": None})
     z = Evidence(bare, e.name, e.compared, e.ar, e.norm).enclosed()
+    offsets = _fitted(e, z, factors=False)
+    found = _fitted(e, z, factors=True) if factors else offsets
+    if found is not None and (found is offsets or offsets is None or _left(found) < _left(offsets)):
+        yield found
+
+
+def _left(finding: Finding) -> int:
+    return int(np.count_nonzero(finding.ratio > 1.0))
+
+
+def _fitted(e: Evidence, z: Enclosure, *, factors: bool) -> Finding | None:
+    """f(s·z + t) with the numbers that fit best in each channel that has bad elements; None where there are none."""
+    name, held = e.case.options.get("activation"), e.case.operands.get("bias")
     rows, seen = rows_of(z.value.hi, e.channel_axis), rows_of(e.observed, e.channel_axis).astype(np.float64)
-    held = e.case.operands.get("bias")
     bias = np.zeros(len(rows)) if held is None else held.astype(np.float64)
-    still = e.observed.size
-    for fits in (False, True)[: 1 + factors]:
-        s, t = _gauss_newton(rows, seen, bias, name, factors=fits)
-        moved = rows_of(e.bad, e.channel_axis).any(axis=1) & (np.abs(s) > _LEAST_FACTOR) & ((s != 1.0) | (t != bias))
-        if not moved.any():
-            continue
-        s, t = np.where(moved, s, 1.0), np.where(moved, t, bias)
-        ratio = np.where(_along(e, moved), e.compare(_shifted(e, z, s, t, name)), e.compared.ratio)
-        before, still = still, int(np.count_nonzero(ratio > 1.0))
-        if fits == factors and still < before:
-            number = _numbers(s[moved]) if fits else _numbers((t - bias)[moved])
-            yield Finding(_AFFINE[fits, name is not None].format(number), ratio)
+    s, t = _gauss_newton(rows, seen, bias, name, factors=factors)
+    moved = rows_of(e.bad, e.channel_axis).any(axis=1) & (np.abs(s) > _LEAST_FACTOR) & ((s != 1.0) | (t != bias))
+    if not moved.any():
+        return None
+    exact = _shifted(e, z, np.where(moved, s, 1.0), np.where(moved, t, bias), name)
+    number = _numbers(s[moved]) if factors else _numbers((t - bias)[moved])
+    ratio = np.where(_along(e, moved), e.compare(exact), e.compared.ratio)
+    return Finding(_AFFINE[factors, name is not None].format(number), ratio)
 
 
 def _along(e: Evidence, channels: Array) -> Array:

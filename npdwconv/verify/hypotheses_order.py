@@ -151,9 +151,9 @@ def _usual(count: int) -> Iterator[Array]:
 
 
 def _estimated(e: Evidence, observed: Array, axis: int) -> Iterator[Array]:
-    """Where the activation is the identity, each output is linear in the inputs, and least squares give its weights:
+    """The order by which the weight's columns are most like those that least squares give.
 
-    their columns are those of the weight, elsewhere.
+    Where the activation is the identity, each output is linear in the inputs, with the weights as factors.
     """
     given = e.case.operands
     weight = given["weight"].reshape(len(given["weight"]), -1).astype(np.float64)
