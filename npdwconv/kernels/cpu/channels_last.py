@@ -7,35 +7,31 @@ out of a tile's loop; columns beside it are masked: padding reads nothing, whate
 from __future__ import annotations
 
 from functools import lru_cache
-from math import gcd, prod
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from npdwconv.kernels.cpu import pixel_plans as plans
 from npdwconv.kernels.cpu.engine import SMALL, Kernel, Launch, compiled
-from npdwconv.kernels.cpu.machine import machine
-from npdwconv.kernels.cpu.phases import Sweep, Sweeps
+from npdwconv.kernels.cpu.phases import Sweeps
+from npdwconv.kernels.cpu.pixel_rolling import rolled_whole, rolled_wide, streamed
 from npdwconv.kernels.cpu.pixels import (
     both_at_edge,
     both_inside,
     finish,
     lower_at_edge,
     lower_inside,
-    pack_taps,
     start,
+    turn_taps,
     upper_at_edge,
     upper_inside,
 )
 from npdwconv.kernels.cpu.pool import run_all
-from npdwconv.kernels.cpu.simd import STORED
-from npdwconv.kernels.cpu.spec import Fixed
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
 
 POINTERS = ("x", "weight", "bias", "out", "other")
-WIDEST = 32  # taps of a row that are unrolled; beyond, and at rare strides and dilations, one tap at a time
-MANY = 8  # vectors of channels beside which one more, so that the others begin with cache lines, is little
-L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 
 
 def _first_tap(low: Any, dilation: Any) -> Any:
@@ -146,14 +142,22 @@ def _pack(task: Any, item: Any) -> None:
     packed = task.packed + c * task.packed_size
     for m in range(task.fold):
         weight = task.weight + (c * task.fold + m) * task.taps * task.weight_size
-        for tap in range(task.taps):
-            pack_taps(task, weight + tap * task.weight_size, packed, task.channels - c)
-            packed += task.packed_tap
+        for tap in range(0, task.taps, task.lanes):
+            turn_taps(task, weight + tap * task.weight_size, packed, task.channels - c, task.taps - tap)
+            packed += min(task.taps - tap, task.lanes) * task.packed_tap
 
 
 correlate = Kernel(_correlator(compiled(_add, inline="always")))
 correlate_whole = Kernel(_correlator(add_inside))  # rows that are one tile, whose columns beside the image are left out
 pack = Kernel(_pack)
+
+KERNELS = {
+    "correlate": correlate,
+    "correlate_whole": correlate_whole,
+    "rolled_whole": rolled_whole,
+    "rolled_wide": rolled_wide,
+    "streamed": streamed,
+}
 
 
 class Dense(NamedTuple):
@@ -166,19 +170,6 @@ class Dense(NamedTuple):
     dtype: str
     pack: Launch
     run: Launch
-
-
-class Call(NamedTuple):
-    """What a correlation's launches depend on, apart from the arrays' addresses."""
-
-    source: tuple[int, ...]
-    result: tuple[int, ...]
-    kernel: tuple[int, ...]
-    passes: tuple[Sweeps, ...]
-    types: tuple[str, ...]  # stored types of x, weight, bias, out, other; "" where absent
-    activation: str
-    threads: int
-    by_channels: bool  # whether threads share out the channels, as whoever wrote the source did
 
 
 def gather(
@@ -223,161 +214,11 @@ def launches(
     """The launches of every pass."""
     x, w, bias, out, other = dtypes
     names = (x.name, w.name, w.name if bias else "", out.name, "" if other is None else other.name)
-    call = Call(source, result, weight[1:], passes, names, activation, threads, by_channels)
-    return tuple(_dense(call, sweeps) for sweeps in passes)
-
-
-def _dense(call: Call, sweeps: Sweeps) -> Dense:
-    lone = Sweep(1, 1, 1, 1, 1, 0)
-    d, h, w = (lone,) * (3 - len(sweeps)) + sweeps
-    channels, inputs = call.result[-1], call.source[-1]
-    fold = max(inputs // channels, 1)
-    packed = fold * prod(call.kernel) * _tap(call)
-    return Dense(packed, STORED[call.types[1]][2], _pack_launch(call, fold), _sum_launch(call, d, h, w, fold))
-
-
-def _sum_launch(call: Call, d: Sweep, h: Sweep, w: Sweep, fold: int) -> Launch:
-    dtype = STORED[call.types[0]][2]
-    lanes, channels = machine().lanes(STORED[dtype][1]), call.result[-1]
-    common = w.taps <= WIDEST and w.stride <= 3 and (w.taps - 1) * w.dilation <= 2 * WIDEST
-    fixed: dict[str, Fixed] = {
-        "x_type": call.types[0],
-        "bias_type": call.types[2],
-        "out_type": call.types[3],
-        "other_type": call.types[4],
-        "activation": call.activation,
-        "tail": channels % lanes != 0,
-        "lanes": lanes,
-        "rows": tile_rows(h) if common else 1,
-        "pixels": tile_pixels(w.out),
-        "taps_w": max(w.taps, 1) if common else 1,
-        "repeat": max(channels // max(call.source[-1], 1), 1),
-        "fold": fold,
-        "x_size": STORED[call.types[0]][1],
-        "weight_size": STORED[dtype][1],
-        "out_size": STORED[call.types[3]][1],
-    }
-    column = {"kernel_w": w.taps, "stride_w": w.stride, "dilation_w": w.dilation}
-    strip, block_channels, block_rows = _blocks(call, d, h, w, lanes)
-    fixed["aligns"] = (
-        block_channels >= MANY * lanes
-        and not (fixed["tail"] or call.types[4])
-        and fixed["fold"] == fixed["repeat"] == 1
-        and fixed["x_size"] == fixed["out_size"]
+    call = plans.Call(source, result, weight[1:], passes, names, activation, threads, by_channels)
+    fixed, numbers = plans.packing(call)
+    vectors, work = -(-call.channels // call.lanes), 5 * prod(weight[1:]) * call.channels * call.fold
+    packs = Launch(pack, ("weight", "packed"), fixed, numbers, items=vectors, work=work)
+    return tuple(
+        Dense(call.packed, call.dtype, packs, Launch(KERNELS[kernel], POINTERS, *settled, items=items, work=work))
+        for kernel, *settled, items, work in plans.plans(call)
     )
-    beside = {"width": w.size, "low_w": w.low}
-    whole = common and w.out <= tile_pixels(w.out) and channels >= MANY * lanes  # each width is compiled
-    row_blocks, channel_blocks = -(-h.out // block_rows), -(-channels // block_channels)
-    numbers = {
-        **_strides("x", call.source),
-        **_strides("out", call.result),
-        "out_start": sum(s.out_first * step for s, step in zip((d, h, w), _steps(call.result)[1:], strict=True)),
-        "bias_size": STORED[call.types[2] or dtype][1],
-        "other_size": STORED[call.types[4] or dtype][1],
-        "depth": d.size,
-        "height": h.size,
-        "channels": channels,
-        "out_d": d.out,
-        "out_h": h.out,
-        "out_w": w.out,
-        **_weight_steps(call, d, h, w),
-        **{
-            f"{field}_{axis}": value for axis, sweep in (("d", d), ("h", h)) for field, value in _numbers(sweep).items()
-        },
-        "strip": strip,
-        "block_channels": block_channels,
-        "channel_blocks": channel_blocks,
-        "block_rows": block_rows,
-        "row_blocks": row_blocks,
-    }
-    for axis, sweep in (("plane", d), ("row", h), ("pixel", w)):
-        numbers[f"out_{axis}"] *= sweep.out_step
-    numbers["x_down"] = numbers["x_row"] * h.dilation * STORED[call.types[0]][1]
-    (fixed if common else numbers).update(column)
-    (fixed if whole else numbers).update(beside)
-    items = call.result[0] * d.out * row_blocks * channel_blocks if w.out and channels else 0
-    work = prod(call.result[:1]) * channels * d.out * h.out * w.out * fold * max(d.taps * h.taps * w.taps, 4)
-    return Launch(correlate_whole if whole else correlate, POINTERS, fixed, numbers, items=items, work=work)
-
-
-def _weight_steps(call: Call, d: Sweep, h: Sweep, w: Sweep) -> dict[str, int]:
-    """Bytes of packed weights from one tap of a pass to the next along each axis, and to its first."""
-    _, rows, columns = (1,) * (3 - len(call.kernel)) + call.kernel
-    tap = _tap(call) * STORED[STORED[call.types[1]][2]][1]
-    return {
-        "weight_start": ((d.tap_first * rows + h.tap_first) * columns + w.tap_first) * tap,
-        "weight_tap": w.tap_step * tap,
-        "weight_row": h.tap_step * columns * tap,
-        "weight_plane": d.tap_step * rows * columns * tap,
-        "weight_fold": prod(call.kernel) * tap,
-    }
-
-
-def _tap(call: Call) -> int:
-    """Packed weights from one tap to the next: whole vectors, an odd number, for a power of two would share a set."""
-    lanes = machine().lanes(STORED[STORED[call.types[1]][2]][1])
-    return (-(-call.result[-1] // lanes) | 1) * lanes
-
-
-def _numbers(sweep: Sweep) -> dict[str, int]:
-    return {"kernel": sweep.taps, "stride": sweep.stride, "dilation": sweep.dilation, "low": sweep.low}
-
-
-def _steps(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-    """Values from one image, plane, row and pixel to the next."""
-    _, h, w = (1,) * (3 - (len(shape) - 2)) + shape[1:-1]
-    pixel = shape[-1]
-    return prod(shape[1:]), h * w * pixel, w * pixel, pixel
-
-
-def _strides(name: str, shape: tuple[int, ...]) -> dict[str, int]:
-    return dict(zip((f"{name}_image", f"{name}_plane", f"{name}_row", f"{name}_pixel"), _steps(shape), strict=True))
-
-
-def tile_rows(rows: Sweep) -> int:
-    """Rows in a tile: two where they share rows of the input and registers hold their sums."""
-    return 2 if machine().registers >= 32 and rows.stride == rows.dilation == 1 < min(rows.taps, rows.out) else 1
-
-
-def tile_pixels(width: int) -> int:
-    """Pixels in a tile: 4, or 7 or 8, as few as possible wasted at the end of a row; each is compiled, so few."""
-    return 4 if width <= 4 else min((8, 7), key=lambda pixels: -width % pixels)
-
-
-def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, lanes: int) -> tuple[int, int, int]:
-    """Channels walked together, channels of an item, rows of an item: as measured, see docs/performance.md.
-
-    Many taps reuse each input often, which pays while the rows of a strip stay in L1; few taps are bound by memory,
-    which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory.
-    """
-    channels, planes = max(call.result[-1], 1), max(call.result[0] * d.out, 1)
-    step = lanes * STORED[STORED[call.types[0]][2]][1]
-    large = (w.size * h.size + w.out * h.out) * channels * STORED[call.types[0]][1] > call.threads * L2_BYTES
-    held = L1_BYTES // max(h.taps * w.size * step, 1)
-    vectors = (16 if large else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
-    strip, blocks = vectors * lanes, call.threads // gcd(planes, call.threads)
-    strips = -(-channels // strip)
-    if call.by_channels:
-        each = -(-channels // (lanes * call.threads)) * lanes
-        return min(strip, each), each, max(h.out, 1)
-    if h.out < 4 * blocks and strips >= blocks > 1:
-        return strip, -(-strips // blocks) * strip, max(h.out, 1)
-    rows = max(-(-h.out // blocks), 1)
-    return strip, channels, min(rows, 4) if large else rows
-
-
-def _pack_launch(call: Call, fold: int) -> Launch:
-    dtype = STORED[call.types[1]][2]
-    lanes, channels, taps = machine().lanes(STORED[dtype][1]), call.result[-1], prod(call.kernel)
-    fixed: dict[str, Fixed] = {"weight_type": call.types[1], "lanes": lanes}
-    numbers = {
-        "weight_size": STORED[call.types[1]][1],
-        "weight_channel": taps * fold,
-        "packed_size": STORED[dtype][1],
-        "packed_tap": _tap(call) * STORED[dtype][1],
-        "channels": channels,
-        "fold": fold,
-        "taps": taps,
-    }
-    work = 16 * taps * channels * fold
-    return Launch(pack, ("weight", "packed"), fixed, numbers, items=-(-channels // lanes), work=work)

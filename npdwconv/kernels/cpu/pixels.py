@@ -17,7 +17,8 @@ from numba.extending import intrinsic
 from npdwconv.kernels.cpu import activate
 from npdwconv.kernels.cpu.column_tiles import opaque
 from npdwconv.kernels.cpu.columns import where
-from npdwconv.kernels.cpu.simd import I32, I64, STORED, Value, Vectors, int64
+from npdwconv.kernels.cpu.gemm import square
+from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 from npdwconv.kernels.cpu.vectors import VectorType
 
@@ -57,12 +58,12 @@ def vectors(builder: Any, spec: Spec) -> Vectors:
     return Vectors(builder, STORED[spec.x_type][2])
 
 
-def _existing(v: Vectors, spec: Spec, left: Value) -> Value | None:
+def existing(v: Vectors, spec: Spec, left: Value) -> Value | None:
     """The mask of the channels that exist; None where every vector is full."""
     return v.between(int64(0), left) if spec.tail else None
 
 
-def _load_x(v: Vectors, spec: Spec, address: Value, channel: Value, left: Value, mask: Value | None) -> Value:
+def load_x(v: Vectors, spec: Spec, address: Value, channel: Value, left: Value, mask: Value | None) -> Value:
     """The input that the output channels ``channel``, ``channel + 1``, … read.
 
     Output channel k reads input channel k // repeat, or, in the adjoint, every fold-th from k·fold on.
@@ -93,7 +94,7 @@ def start(typing: Any, task: Any, bias: Any, left: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         v = vectors(builder, spec)
-        mask = _existing(v, spec, arguments[2])
+        mask = existing(v, spec, arguments[2])
         value = v.load(arguments[1], spec.bias_type, mask) if spec.bias_type else v.zero()
         return context.make_tuple(builder, result, [value] * count)
 
@@ -122,7 +123,7 @@ def _row(reached: Sequence[int], *, edge: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, x_, weight_, channel_, left_, low_ = arguments
             v, rows = vectors(builder, spec), [j for j in reached if j < spec.rows]
-            mask, width = _existing(v, spec, left_), field(builder, spec, task_, "width") if edge else None
+            mask, width = existing(v, spec, left_), field(builder, spec, task_, "width") if edge else None
             pixel = v.index(field(builder, spec, task_, "x_pixel"), STORED[spec.x_type][1])
             taps = {j: _taps(v, spec, task_, weight_, j) for j in rows}
             total = [builder.extract_value(sums_, i) for i in range(spec.rows * spec.pixels)]
@@ -131,7 +132,7 @@ def _row(reached: Sequence[int], *, edge: bool) -> Any:
                 inside = builder.icmp_unsigned("<", builder.sub(column, low_), width) if edge else None
                 place_x = opaque(builder, builder.add(place_x, builder.mul(pixel, step)))
                 with where(builder, inside, total) if edge else nullcontext(total) as changed:
-                    value = _load_x(v, spec, place_x, channel_, left_, mask)
+                    value = load_x(v, spec, place_x, channel_, left_, mask)
                     for j in rows:
                         for output, s in pairs:
                             place = j * spec.pixels + output
@@ -147,6 +148,16 @@ upper_inside, both_inside, lower_inside = (_row(reached, edge=False) for reached
 upper_at_edge, both_at_edge, lower_at_edge = (_row(reached, edge=True) for reached in ((0,), (0, 1), (1,)))
 
 
+def write(v: Vectors, spec: Spec, z: Value, out: Value, other: Value, place: Value, mask: Value | None) -> None:
+    """Write ``z`` activated, or ``other`` times the activation's derivative there, ``place`` values after ``out``."""
+    if spec.other_type:
+        factor = v.load(v.at(other, v.index(place, STORED[spec.other_type][1])), spec.other_type, mask)
+        value = v.builder.fmul(factor, activate.derivative(v, spec.activation, z))
+    else:
+        value = activate.activate(v, spec.activation, z)
+    v.store(value, v.at(out, v.index(place, STORED[spec.out_type][1])), spec.out_type, mask)
+
+
 @intrinsic
 def finish(typing: Any, task: Any, sums: Any, out: Any, other: Any, left: Any, rows: Any, count: Any) -> Any:
     """Write ``rows`` rows of ``count`` pixels: sums activated, or ``other`` times the activation's derivative there."""
@@ -155,7 +166,7 @@ def finish(typing: Any, task: Any, sums: Any, out: Any, other: Any, left: Any, r
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         task_, sums_, out_, other_, left_, rows_, count_ = arguments
         v = vectors(builder, spec)
-        mask = _existing(v, spec, left_)
+        mask = existing(v, spec, left_)
         row_step, step = (field(builder, spec, task_, name) for name in ("out_row", "out_pixel"))
         for row in range(spec.rows):
             with builder.if_then(builder.icmp_signed("<", int64(row), rows_), likely=True):
@@ -163,13 +174,7 @@ def finish(typing: Any, task: Any, sums: Any, out: Any, other: Any, left: Any, r
                 for pixel in range(spec.pixels):
                     with builder.if_then(builder.icmp_signed("<", int64(pixel), count_), likely=True):
                         z = builder.extract_value(sums_, row * spec.pixels + pixel)
-                        if spec.other_type:
-                            factor = v.at(other_, v.index(place, STORED[spec.other_type][1]))
-                            slope = activate.derivative(v, spec.activation, z)
-                            value = builder.fmul(v.load(factor, spec.other_type, mask), slope)
-                        else:
-                            value = activate.activate(v, spec.activation, z)
-                        v.store(value, v.at(out_, v.index(place, STORED[spec.out_type][1])), spec.out_type, mask)
+                        write(v, spec, z, out_, other_, place, mask)
                     place = opaque(builder, builder.add(place, step))
         return context.get_dummy_value()
 
@@ -177,26 +182,25 @@ def finish(typing: Any, task: Any, sums: Any, out: Any, other: Any, left: Any, r
 
 
 @intrinsic
-def pack_taps(typing: Any, task: Any, weight: Any, packed: Any, left: Any) -> Any:
-    """Write one tap of a vector of channels, which lie ``weight_channel`` values apart, side by side.
+def turn_taps(typing: Any, task: Any, weight: Any, packed: Any, left: Any, taps: Any) -> Any:
+    """Write the first of ``taps`` taps, as many as a vector has lanes, of a vector of channels: a vector for each tap.
 
-    Past the last channel it writes zeros. Loads one by one take half the time of a gather.
+    Channels are ``weight_channel`` values apart, ``left`` of them exist; past the last it writes that one's.
     """
     spec = task.spec
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        task_, weight_, packed_, left_ = arguments
+        task_, weight_, packed_, left_, taps_ = arguments
         v = Vectors(builder, STORED[spec.weight_type][2])
         step = v.index(field(builder, spec, task_, "weight_channel"), STORED[spec.weight_type][1])
-        with builder.if_else(builder.icmp_signed(">=", left_, int64(v.lanes)), likely=True) as (whole, rest):
-            with whole:
-                value = v.zero()
-                for lane in range(v.lanes):
-                    element = v.load_scalar(v.at(weight_, builder.mul(step, int64(lane))), spec.weight_type)
-                    value = builder.insert_element(value, element, I32(lane))
-                v.store(value, packed_)
-            with rest:
-                v.store(v.gather(weight_, step, spec.weight_type, v.between(int64(0), left_)), packed_)
+        down, last = field(builder, spec, task_, "packed_tap"), builder.sub(left_, int64(1))
+        mask, rows = v.between(int64(0), taps_), []
+        for lane in range(v.lanes):
+            channel = builder.select(builder.icmp_signed("<", int64(lane), last), int64(lane), last)
+            rows.append(v.load(v.at(weight_, builder.mul(step, channel)), spec.weight_type, mask))
+        for tap, value in enumerate(square(v, rows)):
+            with builder.if_then(builder.icmp_signed("<", int64(tap), taps_), likely=True):
+                v.store(value, v.at(packed_, builder.mul(down, int64(tap))))
         return context.get_dummy_value()
 
-    return types.none(task, weight, packed, left), generate
+    return types.none(task, weight, packed, left, taps), generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -86,15 +87,24 @@ class Axis(NamedTuple):
         """Whether its taps are next to each other."""
         return all(s.dilation == 1 or s.taps < 2 for s in self.sweeps)
 
+    def whole(self) -> bool:
+        """Whether there are as many residues as the step from one to the next says, and no more than two."""
+        return len(self.sweeps) == self.first.out_step and len(self.sweeps) <= 2
+
 
 def passes(call: Call, all_sweeps: tuple[Sweeps, ...]) -> list[tuple[Sweep, Axis, Axis]]:
     """Depth, row and column axes of every pass: the residues of an adjoint by themselves, or those of rows and columns
     together where their kernel is one of those compiled in."""
     full = [(*(ONE,) * (3 - len(sweeps)), *sweeps) for sweeps in all_sweeps]
+    return grouped(full, lambda depth, h, w: unrolled(h, w, effort(call, depth, h, w)))
+
+
+def grouped(full: list[Sweeps], together: Callable[[Sweep, Axis, Axis], bool]) -> list[tuple[Sweep, Axis, Axis]]:
+    """Passes of three sweeps each: the residues of rows and columns ``together`` where that is so, else one by one."""
     found: list[tuple[Sweep, Axis, Axis]] = []
     for depth in dict.fromkeys(sweeps[0] for sweeps in full):
         rows, cols = (tuple(dict.fromkeys(s[axis] for s in full if s[0] == depth)) for axis in (1, 2))
-        if unrolled(Axis(rows), Axis(cols), effort(call, depth, Axis(rows), Axis(cols))):
+        if together(depth, Axis(rows), Axis(cols)):
             found.append((depth, Axis(rows), Axis(cols)))
         else:
             found += [(depth, Axis((h,)), Axis((w,))) for h in rows for w in cols]
@@ -109,18 +119,13 @@ def effort(call: Call, depth: Sweep, h: Axis, w: Axis) -> int:
 
 def unrolled(h: Axis, w: Axis, effort: int) -> bool:
     """Whether the kernel is compiled in."""
-    if not (_whole(h) and _whole(w) and max(h.first.stride, w.first.stride) <= 2):
+    if not (h.whole() and w.whole() and max(h.first.stride, w.first.stride) <= 2):
         return False
     if not (h.dense() and w.dense()) and effort < MUCH:
         return False
     if h.sweeps == (ONE,):
         return w.taps in LINE
     return h.taps == w.taps and h.taps in SQUARE and h.first.stride == w.first.stride and len(h.sweeps) == len(w.sweeps)
-
-
-def _whole(axis: Axis) -> bool:
-    """Whether there are as many residues as the step from one to the next says."""
-    return len(axis.sweeps) == axis.first.out_step and len(axis.sweeps) <= 2
 
 
 class Shape(NamedTuple):

@@ -1,0 +1,318 @@
+"""How correlations in channels_last run: passes, tiles, what is compiled in and what is a number. No arrays."""
+
+from __future__ import annotations
+
+from math import gcd, prod
+from typing import NamedTuple
+
+from npdwconv.kernels.cpu import columns
+from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.phases import Sweep, Sweeps
+from npdwconv.kernels.cpu.pixel_rolling import live, steps_late
+from npdwconv.kernels.cpu.planes import FAR, ONE, Axis, grouped
+from npdwconv.kernels.cpu.simd import STORED
+from npdwconv.kernels.cpu.spec import Fixed
+
+WIDEST = 32  # taps of a row that are unrolled; beyond, and at rare strides and dilations, one tap at a time
+MANY = 8  # vectors of channels beside which one more, so that the others begin with cache lines, is little
+PAGE = 4096  # bytes
+FEW = 4  # vectors of channels that a thread has at least where channels are shared out
+L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
+STREAMED, STAGE = 8, 1 << 16  # rows of results on their way past the caches, and their bytes at most
+ROLLED = (7, 4, 3, 2)  # places side by side in a tile that rolls; each is compiled, so few
+
+
+class Call(NamedTuple):
+    """What a correlation's launches depend on, apart from the arrays' addresses."""
+
+    source: tuple[int, ...]
+    result: tuple[int, ...]
+    kernel: tuple[int, ...]
+    passes: tuple[Sweeps, ...]
+    types: tuple[str, ...]  # stored types of x, weight, bias, out, other; "" where absent
+    activation: str
+    threads: int
+    by_channels: bool  # whether threads share out the channels, as whoever wrote the source did
+
+    @property
+    def dtype(self) -> str:
+        """In which it is summed."""
+        return STORED[self.types[0]][2]
+
+    @property
+    def lanes(self) -> int:
+        return machine().lanes(STORED[self.dtype][1])
+
+    @property
+    def channels(self) -> int:
+        return self.result[-1]
+
+    @property
+    def fold(self) -> int:
+        """Channels of the source that a result sums."""
+        return max(self.source[-1] // self.channels, 1)
+
+    @property
+    def repeat(self) -> int:
+        """Results of a channel of the source."""
+        return max(self.channels // max(self.source[-1], 1), 1)
+
+    @property
+    def tap(self) -> int:
+        """Packed weights from one tap to the next: an odd number of vectors, for powers of two would share a set."""
+        return (-(-self.channels // self.lanes) | 1) * self.lanes
+
+    @property
+    def packed(self) -> int:
+        """Packed weights: [fold][taps][channels]."""
+        return self.fold * prod(self.kernel) * self.tap
+
+
+class Plan(NamedTuple):
+    """A launch but for its kernel's code: what is compiled in, the numbers, items and multiply-adds."""
+
+    kernel: str
+    fixed: dict[str, Fixed]
+    numbers: dict[str, int]
+    items: int
+    work: int
+
+
+def plans(call: Call) -> tuple[Plan, ...]:
+    """One for each pass; the residues of an adjoint are one pass where a tile can hold them all."""
+    full = [(*(ONE,) * (3 - len(sweeps)), *sweeps) for sweeps in call.passes]
+    found = []
+    for depth, h, w in grouped(full, lambda depth, h, w: _shape(call, depth, h, w) is not None):
+        pixels = _shape(call, depth, h, w)
+        found.append(_tiled(call, depth, h.first, w.first) if pixels is None else _rolled(call, h, w, pixels))
+    return tuple(found)
+
+
+def packing(call: Call) -> tuple[dict[str, Fixed], dict[str, int]]:
+    """What is compiled in, and the numbers, of the launch that packs all weights."""
+    taps = prod(call.kernel)
+    fixed: dict[str, Fixed] = {"weight_type": call.types[1], "lanes": call.lanes}
+    numbers = {
+        "weight_size": STORED[call.types[1]][1],
+        "weight_channel": taps * call.fold,
+        "packed_size": STORED[call.dtype][1],
+        "packed_tap": call.tap * STORED[call.dtype][1],
+        "channels": call.channels,
+        "fold": call.fold,
+        "taps": taps,
+    }
+    return fixed, numbers
+
+
+def _common(call: Call, block_channels: int) -> tuple[dict[str, Fixed], dict[str, int]]:
+    """What is compiled in, and the numbers, of any kernel."""
+    x, _, bias, out, other = call.types
+    tail = call.channels % call.lanes != 0
+    aligns = block_channels >= MANY * call.lanes and not (tail or other) and call.fold == call.repeat == 1
+    fixed: dict[str, Fixed] = {
+        "x_type": x,
+        "bias_type": bias,
+        "out_type": out,
+        "other_type": other,
+        "activation": call.activation,
+        "tail": tail,
+        "lanes": call.lanes,
+        "repeat": call.repeat,
+        "fold": call.fold,
+        "x_size": STORED[x][1],
+        "weight_size": STORED[call.dtype][1],
+        "out_size": STORED[out][1],
+        "aligns": aligns and STORED[x][1] == STORED[out][1],
+    }
+    numbers = {
+        **_strides("x", call.source),
+        **_strides("out", call.result),
+        "bias_size": STORED[bias or call.dtype][1],
+        "other_size": STORED[other or call.dtype][1],
+        "channels": call.channels,
+    }
+    return fixed, numbers
+
+
+def _shape(call: Call, depth: Sweep, h: Axis, w: Axis) -> int | None:
+    """Places side by side in a tile that rolls down the image; None where none can."""
+    kinds, places = len(w.sweeps), w.first.out
+    if depth != ONE or call.fold > 1 or h.results < 2 or not _rolls(h, w):
+        return None
+    most = (24 if machine().registers >= 32 else 12) // live(h.phases, w.phases, h.first.stride)
+    if call.channels * STORED[call.types[0]][1] > PAGE // 2:
+        most = min(most, ROLLED[1])  # every pixel of every row is in a page of its own: fewer at a time
+    fitting = [p for p in ROLLED if p <= min(most, places) and (kinds == 1 or p < ROLLED[0])]
+    if not fitting or (kinds == 1 and fitting[0] < ROLLED[1]):
+        return None
+    pixels = min(fitting, key=lambda p: -(-places // p) * (p + 1))
+    step, span = w.first.stride, (pixels - 1) * w.first.stride + w.reach + 1
+    apart = span - w.low <= w.first.size and (places - pixels) * step >= w.low  # no tile reaches beyond both sides
+    return pixels if places == pixels or apart else None
+
+
+def _rolls(h: Axis, w: Axis) -> bool:
+    """Whether all taps are next to each other and few, strides small, and every residue is there."""
+    few = 1 < h.taps * w.taps <= columns.HELD and max(h.first.stride, w.first.stride) <= 2
+    return few and h.dense() and w.dense() and h.whole() and w.whole()
+
+
+def _group(call: Call, h: Axis, w: Axis, pixels: int) -> int:
+    """Tiles side by side whose results go past the caches together; 0 where they had better stay in them."""
+    sizes = [prod(shape) * STORED[call.types[operand]][1] for operand, shape in ((0, call.source), (3, call.result))]
+    plain = call.types[3] == call.dtype and not call.types[4] and len(h.sweeps) == len(w.sweeps) == h.out_step == 1
+    if sum(sizes) < FAR or not plain or w.first.out <= pixels:
+        return 0
+    return min(STAGE // (STREAMED * pixels * call.channels * STORED[call.dtype][1]), -(-w.first.out // pixels))
+
+
+def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
+    places, step = w.first.out, w.first.stride
+    strip, block_channels, block_rows = _blocks(call, ONE, h.first, w.first, rolls=len(h.sweeps) == 1)
+    whole, group = places == pixels, _group(call, h, w, pixels)
+    if group:
+        block_channels, block_rows = call.channels, min(STREAMED, h.first.out)
+    fixed, numbers = _common(call, block_channels)
+    fixed |= {
+        "whole": whole,
+        "pixels": pixels,
+        "row_taps": columns.written(h.phases),
+        "column_taps": columns.written(w.phases),
+        "row_step": h.first.stride,
+        "column_step": step,
+        "row_kinds": len(h.sweeps),
+        "column_kinds": len(w.sweeps),
+        "late": steps_late(h.phases, h.first.stride),
+        "kernel_w": call.kernel[-1],
+        "missing": max(w.low, 0),
+        "existing": min(w.first.size + w.low - (places - pixels) * step, (pixels - 1) * step + w.reach + 1),
+        "last": w.results - (places - 1) * len(w.sweeps),
+    }
+    if group:
+        fixed["stage"], numbers["group"] = STAGE, group
+    row_blocks, channel_blocks = -(-h.first.out // block_rows), -(-call.channels // block_channels)
+    numbers |= {
+        "height": h.first.size,
+        "low_h": h.low,
+        "low_w": w.low,
+        "out_h": h.first.out,
+        "out_rows": h.results,
+        "out_w": places,
+        "tiles": -(-places // pixels),
+        "out_start": h.out_first * numbers["out_row"] + w.out_first * numbers["out_pixel"],
+        "weight_tap": call.tap * STORED[call.dtype][1],
+        "strip": strip,
+        "block_channels": block_channels,
+        "channel_blocks": channel_blocks,
+        "block_rows": block_rows,
+        "row_blocks": row_blocks,
+    }
+    numbers["out_row"] *= h.out_step
+    numbers["out_pixel"] *= w.out_step
+    items = call.result[0] * row_blocks * channel_blocks if call.channels else 0
+    work = call.result[0] * call.channels * h.first.out * places * max(h.taps * w.taps, 4)
+    kernel = "streamed" if group else "rolled_whole" if whole else "rolled_wide"
+    return Plan(kernel, fixed, numbers, items, work)
+
+
+def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
+    """A tile of a few pixels of one row or two, which takes a row of taps at a time."""
+    common = w.taps <= WIDEST and w.stride <= 3 and (w.taps - 1) * w.dilation <= 2 * WIDEST
+    strip, block_channels, block_rows = _blocks(call, d, h, w)
+    fixed, numbers = _common(call, block_channels)
+    fixed |= {
+        "rows": tile_rows(h) if common else 1,
+        "pixels": tile_pixels(w.out),
+        "taps_w": max(w.taps, 1) if common else 1,
+    }
+    whole = common and w.out <= tile_pixels(w.out) and call.channels >= MANY * call.lanes  # each width is compiled
+    row_blocks, channel_blocks = -(-h.out // block_rows), -(-call.channels // block_channels)
+    numbers |= {
+        "out_start": sum(s.out_first * step for s, step in zip((d, h, w), _steps(call.result)[1:], strict=True)),
+        "depth": d.size,
+        "height": h.size,
+        "out_d": d.out,
+        "out_h": h.out,
+        "out_w": w.out,
+        **_weight_steps(call, d, h, w),
+        **{
+            f"{field}_{axis}": value for axis, sweep in (("d", d), ("h", h)) for field, value in _numbers(sweep).items()
+        },
+        "strip": strip,
+        "block_channels": block_channels,
+        "channel_blocks": channel_blocks,
+        "block_rows": block_rows,
+        "row_blocks": row_blocks,
+    }
+    for axis, sweep in (("plane", d), ("row", h), ("pixel", w)):
+        numbers[f"out_{axis}"] *= sweep.out_step
+    numbers["x_down"] = numbers["x_row"] * h.dilation * STORED[call.types[0]][1]
+    (fixed if common else numbers).update(kernel_w=w.taps, stride_w=w.stride, dilation_w=w.dilation)
+    (fixed if whole else numbers).update(width=w.size, low_w=w.low)
+    items = call.result[0] * d.out * row_blocks * channel_blocks if w.out and call.channels else 0
+    work = call.result[0] * call.channels * d.out * h.out * w.out * call.fold * max(d.taps * h.taps * w.taps, 4)
+    return Plan("correlate_whole" if whole else "correlate", fixed, numbers, items, work)
+
+
+def _weight_steps(call: Call, d: Sweep, h: Sweep, w: Sweep) -> dict[str, int]:
+    """Bytes of packed weights from one tap of a pass to the next along each axis, and to its first."""
+    _, rows, columns = (1,) * (3 - len(call.kernel)) + call.kernel
+    tap = call.tap * STORED[call.dtype][1]
+    return {
+        "weight_start": ((d.tap_first * rows + h.tap_first) * columns + w.tap_first) * tap,
+        "weight_tap": w.tap_step * tap,
+        "weight_row": h.tap_step * columns * tap,
+        "weight_plane": d.tap_step * rows * columns * tap,
+        "weight_fold": prod(call.kernel) * tap,
+    }
+
+
+def _numbers(sweep: Sweep) -> dict[str, int]:
+    return {"kernel": sweep.taps, "stride": sweep.stride, "dilation": sweep.dilation, "low": sweep.low}
+
+
+def _steps(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+    """Values from one image, plane, row and pixel to the next."""
+    _, h, w = (1,) * (3 - (len(shape) - 2)) + shape[1:-1]
+    pixel = shape[-1]
+    return prod(shape[1:]), h * w * pixel, w * pixel, pixel
+
+
+def _strides(name: str, shape: tuple[int, ...]) -> dict[str, int]:
+    return dict(zip((f"{name}_image", f"{name}_plane", f"{name}_row", f"{name}_pixel"), _steps(shape), strict=True))
+
+
+def tile_rows(rows: Sweep) -> int:
+    """Rows in a tile: two where they share rows of the input and registers hold their sums."""
+    return 2 if machine().registers >= 32 and rows.stride == rows.dilation == 1 < min(rows.taps, rows.out) else 1
+
+
+def tile_pixels(width: int) -> int:
+    """Pixels in a tile: 4, or 7 or 8, as few as possible wasted at the end of a row; each is compiled, so few."""
+    return 4 if width <= 4 else min((8, 7), key=lambda pixels: -width % pixels)
+
+
+def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, *, rolls: bool = False) -> tuple[int, int, int]:
+    """Channels walked together, channels of an item, rows of an item: as measured, see docs/performance.md.
+
+    Many taps reuse each input often, which pays while the rows of a strip stay in L1; few taps are bound by memory,
+    which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory. A tile that rolls
+    down an image within reach of L2 leaves the rows to one thread: next to another's they are fetched for nothing.
+    """
+    lanes, channels, planes = call.lanes, max(call.channels, 1), max(call.result[0] * d.out, 1)
+    step = lanes * STORED[STORED[call.types[0]][2]][1]
+    reached = (w.size * h.size + w.out * h.out) * channels * STORED[call.types[0]][1] / (call.threads * L2_BYTES)
+    held = L1_BYTES // max(h.taps * w.size * step, 1)
+    vectors = (16 if reached > 1 else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
+    strip, blocks = vectors * lanes, call.threads // gcd(planes, call.threads)
+    strips = -(-channels // strip)
+    each = -(-channels // (lanes * blocks)) * lanes
+    if call.by_channels:
+        each = -(-channels // (lanes * call.threads)) * lanes
+        return min(strip, each), each, max(h.out, 1)
+    if h.out < 4 * blocks and strips >= blocks > 1:
+        return strip, -(-strips // blocks) * strip, max(h.out, 1)
+    if rolls and h.stride == w.stride == 1 < blocks and reached <= 2 and channels >= FEW * blocks * lanes:
+        return min(strip, each), each, max(h.out, 1)
+    rows = max(-(-h.out // blocks), 1)
+    return strip, channels, min(rows, 16 if rolls else 4) if reached > 1 else rows

@@ -1,0 +1,438 @@
+"""Tiles that roll down an image in channels_last: pixels side by side, all rows of a block, every input pixel met once.
+
+Lanes are channels. An input row adds to the few rows of results that read it, whose sums stay in registers; with its
+last row a result is finished and written. Which columns lie beside the image is compiled in: a tile is the leftmost
+one, the rightmost one, between these, or all there is, and leaves out what it does not have.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+from npdwconv.kernels.cpu.arrays import LINE
+from npdwconv.kernels.cpu.columns import Phases, read, where
+from npdwconv.kernels.cpu.engine import Kernel, inlined
+from npdwconv.kernels.cpu.pixels import existing, load_x, opaque, vectors, write
+from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
+from npdwconv.kernels.cpu.spec import Spec, field
+from npdwconv.kernels.cpu.vectors import VectorType
+
+UniTuple: Any = types.UniTuple  # untyped in numba
+
+
+class Sum(NamedTuple):
+    """A sum in registers: of a result's row phase and column phase, ``age`` steps after it began."""
+
+    row: int
+    age: int
+    pixel: int
+    column: int
+
+
+class Tile:
+    """The shape of a spec's tile: places side by side, at each a result of every phase.
+
+    A step takes ``row_step`` input rows, with the first of which the results of one more place begin.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec, self.dtype = spec, STORED[spec.x_type][2]
+        self.rows, self.columns = read(spec.row_taps), read(spec.column_taps)
+        self.row_step, self.column_step, self.pixels = int(spec.row_step), int(spec.column_step), int(spec.pixels)
+
+    def sums(self, row: int, age: int) -> list[Sum]:
+        """Those of a row of results."""
+        return [Sum(row, age, p, c) for p in range(self.pixels) for c in range(len(self.columns))]
+
+    def last(self, row: int) -> int:
+        """The age at which results of a row phase are finished."""
+        return _reach(self.rows[row]) // self.row_step
+
+    def carried(self) -> list[Sum]:
+        """The sums that go on from one step to the next, by their age in the next."""
+        rows = range(len(self.rows))
+        return [s for row in rows for age in range(1, self.last(row) + 1) for s in self.sums(row, age)]
+
+    def meetings(self, i: int) -> list[tuple[int, int, int]]:
+        """(row phase, age, row tap) of the results that read the ``i``-th input row of a step."""
+        return [
+            (row, (offset - i) // self.row_step, tap)
+            for row, pairs in enumerate(self.rows)
+            for offset, tap in pairs
+            if offset >= i and (offset - i) % self.row_step == 0
+        ]
+
+    def readers(self) -> dict[int, list[tuple[int, int, int]]]:
+        """Input column -> the (pixel, column phase, column tap) that read it."""
+        found: dict[int, list[tuple[int, int, int]]] = {}
+        for pixel in range(self.pixels):
+            for column, pairs in enumerate(self.columns):
+                for offset, tap in pairs:
+                    found.setdefault(pixel * self.column_step + offset, []).append((pixel, column, tap))
+        return dict(sorted(found.items()))
+
+    def taps(self) -> list[tuple[int, int]]:
+        """The taps that stay in registers."""
+        rows, columns = ({tap for pairs in phases for _, tap in pairs} for phases in (self.rows, self.columns))
+        return [(r, s) for r in sorted(rows) for s in sorted(columns)]
+
+    def tuple_of(self, count: int) -> Any:
+        return UniTuple(VectorType(self.dtype, vectors(None, self.spec).lanes), count)
+
+
+def _reach(pairs: list[tuple[int, int]]) -> int:
+    return max((offset for offset, _ in pairs), default=0)
+
+
+def steps_late(rows: Phases, row_step: int) -> int:
+    """Steps after a place's first in which its results are finished."""
+    return max(map(_reach, rows)) // row_step
+
+
+def live(rows: Phases, columns: Phases, row_step: int) -> int:
+    """How many sums a place has at most in registers."""
+    return len(columns) * sum(_reach(pairs) // row_step + 1 for pairs in rows)
+
+
+@intrinsic
+def hold(typing: Any, task: Any, weight: Any, left: Any) -> Any:
+    """The taps of a vector of channels."""
+    spec, tile = task.spec, Tile(task.spec)
+    kind = tile.tuple_of(len(tile.taps()))
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        task_, weight_, _ = arguments
+        v, step = vectors(builder, spec), field(builder, spec, task_, "weight_tap")
+        places = [r * int(spec.kernel_w) + s for r, s in tile.taps()]
+        return context.make_tuple(builder, kind, [v.load(v.at(weight_, builder.mul(step, int64(p)))) for p in places])
+
+    return kind(task, weight, left), generate
+
+
+@intrinsic
+def begin(typing: Any, task: Any) -> Any:
+    """Sums of nothing."""
+    tile = Tile(task.spec)
+    kind = tile.tuple_of(max(len(tile.carried()), 1))
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return context.make_tuple(builder, kind, [vectors(builder, task.spec).zero()] * kind.count)
+
+    return kind(task), generate
+
+
+def _step(*, leftmost: bool, rightmost: bool) -> Any:
+    @intrinsic
+    def step(
+        typing: Any,
+        task: Any,
+        sums: Any,
+        held: Any,
+        bias: Any,
+        x: Any,
+        out: Any,
+        other: Any,
+        down: Any,
+        place: Any,
+        results: Any,
+        top: Any,
+        channel: Any,
+        left: Any,
+    ) -> Any:
+        """Take a step's input rows, from row ``top`` at ``x`` on, and write the results that end with them.
+
+        ``place`` is the one that begins here, of a block that has ``results`` rows of results, ``down`` values apart;
+        ``out`` and ``other`` are where its first result is.
+        """
+        spec, tile = task.spec, Tile(task.spec)
+        columns = {
+            column: readers
+            for column, readers in tile.readers().items()
+            if not (leftmost and column < spec.missing) and not (rightmost and column >= spec.existing)
+        }
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            task_, sums_, held_, bias_, x_, out_, other_, down_, place_, results_, top_, channel_, left_ = arguments
+            v = vectors(builder, spec)
+            mask, height = existing(v, spec, left_), field(builder, spec, task_, "height")
+            row_size, pixel_size = (
+                v.index(field(builder, spec, task_, f"x_{name}"), STORED[spec.x_type][1]) for name in ("row", "pixel")
+            )
+            taps = {tap: builder.extract_value(held_, i) for i, tap in enumerate(tile.taps())}
+            acc = {each: builder.extract_value(sums_, i) for i, each in enumerate(tile.carried())}
+            first = v.load(bias_, spec.bias_type, mask) if spec.bias_type else v.zero()
+            acc |= {each: first for row in range(len(tile.rows)) for each in tile.sums(row, 0)}
+            places, total = {each: i for i, each in enumerate(acc)}, [*acc.values()]
+            for i in range(tile.row_step):
+                exists = builder.icmp_unsigned("<", builder.add(top_, int64(i)), height)
+                met = tile.meetings(i)
+                with where(builder, exists, total) as changed:
+                    at, last = v.at(x_, builder.mul(row_size, int64(i))), 0
+                    if spec.knows("stage"):
+                        nx = v.at(
+                            at,
+                            builder.mul(
+                                pixel_size,
+                                int64(
+                                    tile.pixels * tile.column_step + max(columns) + 1 - tile.pixels * tile.column_step
+                                ),
+                            ),
+                        )
+                        for _ in range(tile.pixels * tile.column_step):
+                            v.prefetch(nx)
+                            nx = opaque(builder, v.at(nx, pixel_size))
+                    for column, readers in columns.items() if met else ():
+                        at, last = opaque(builder, v.at(at, builder.mul(pixel_size, int64(column - last)))), column
+                        value = load_x(v, spec, at, channel_, left_, mask)
+                        for row, age, tap_row in met:
+                            for pixel, phase, tap in readers:
+                                sum_ = places[Sum(row, age, pixel, phase)]
+                                changed[sum_] = v.fma(value, taps[tap_row, tap], changed[sum_])
+            acc = dict(zip(acc, total, strict=True))
+            for row in range(len(tile.rows)):
+                _write(v, tile, task_, row, acc, (out_, other_, down_), (place_, results_), mask, rightmost=rightmost)
+            going = [acc[each._replace(age=each.age - 1)] for each in tile.carried()]
+            return context.make_tuple(builder, sums, going or [v.zero()])
+
+        return sums(task, sums, held, bias, x, out, other, down, place, results, top, channel, left), generate
+
+    return step
+
+
+def _write(
+    v: Vectors,
+    tile: Tile,
+    task: Value,
+    row: int,
+    acc: dict[Sum, Value],
+    addresses: tuple[Value, Value, Value],
+    bounds: tuple[Value, Value],
+    mask: Value | None,
+    *,
+    rightmost: bool,
+) -> None:
+    """Write the row of results of a phase that a step finishes, where there is one."""
+    b, spec, age, phases = v.builder, tile.spec, tile.last(row), len(tile.columns)
+    behind = row - age * len(tile.rows)  # rows of results from the place's first to this one
+    (out, other, down), (place, results) = addresses, bounds
+    step = field(b, spec, task, "out_pixel")
+    number = b.add(b.mul(place, int64(len(tile.rows))), int64(behind))
+    with b.if_then(b.icmp_unsigned("<", number, results), likely=True):
+        at = b.mul(down, int64(behind))
+        missing = phases - int(spec.last) if rightmost else 0  # of the last place's results
+        for each in tile.sums(row, age)[: tile.pixels * phases - missing]:
+            write(v, spec, acc[each], out, other, at, mask)
+            at = opaque(b, b.add(at, step))
+
+
+def _strip(*, leftmost: bool, rightmost: bool) -> Any:
+    step = _step(leftmost=leftmost, rightmost=rightmost)
+
+    @inlined
+    def strip(
+        task: Any,
+        weight: Any,
+        bias: Any,
+        x: Any,
+        out: Any,
+        other: Any,
+        down: Any,
+        top: Any,
+        count: Any,
+        results: Any,
+        channel: Any,
+        left: Any,
+    ) -> None:
+        """Write the results of ``count`` places down the image from those at ``out`` on, whose first row is ``top``."""
+        held, sums = hold(task, weight, left), begin(task)
+        for place in range(count + task.late):
+            sums = step(task, sums, held, bias, x, out, other, down, place, results, top, channel, left)
+            top += task.row_step
+            x += task.row_step * task.x_row * task.x_size
+            out += task.row_kinds * down * task.out_size
+            other += task.row_kinds * down * task.other_size
+
+    return strip
+
+
+strip_whole = _strip(leftmost=True, rightmost=True)
+strip_left, strip_inside, strip_right = (
+    _strip(leftmost=left, rightmost=right) for left, right in ((True, False), (False, False), (False, True))
+)
+
+
+def _whole(
+    task: Any,
+    tile: Any,
+    weight: Any,
+    bias: Any,
+    x: Any,
+    out: Any,
+    other: Any,
+    down: Any,
+    top: Any,
+    count: Any,
+    results: Any,
+    channel: Any,
+    left: Any,
+) -> None:
+    strip_whole(task, weight, bias, x, out, other, down, top, count, results, channel, left)
+
+
+def _wide(
+    task: Any,
+    tile: Any,
+    weight: Any,
+    bias: Any,
+    x: Any,
+    out: Any,
+    other: Any,
+    down: Any,
+    top: Any,
+    count: Any,
+    results: Any,
+    channel: Any,
+    left: Any,
+) -> None:
+    if tile == 0:
+        strip_left(task, weight, bias, x, out, other, down, top, count, results, channel, left)
+    elif tile == task.tiles - 1:
+        strip_right(task, weight, bias, x, out, other, down, top, count, results, channel, left)
+    else:
+        strip_inside(task, weight, bias, x, out, other, down, top, count, results, channel, left)
+
+
+wide = inlined(_wide)
+
+
+@intrinsic
+def stage(typing: Any, task: Any) -> Any:
+    """Room on the stack for results that are on their way past the caches."""
+    size = int(task.spec.stage)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        with builder.goto_entry_block():  # Numba's own helper would fill it with zeros
+            place = builder.alloca(ir.ArrayType(ir.IntType(8), size))
+            place.align = LINE
+        return builder.ptrtoint(place, I64)
+
+    return types.int64(task), generate
+
+
+@intrinsic
+def pass_on(typing: Any, task: Any, source: Any, target: Any, count: Any) -> Any:
+    """Write ``count`` values, at most a vector, past the caches if they are a vector that is a whole line's."""
+    spec = task.spec
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, source_, target_, count_ = arguments
+        v = vectors(builder, spec)
+        whole = builder.icmp_signed("==", count_, int64(v.lanes))
+        with builder.if_else(whole, likely=True) as (all_, some):
+            with all_:
+                v.stream(v.load(source_), target_)
+            with some:
+                mask = v.between(int64(0), count_)
+                v.store(v.load(source_, mask=mask), target_, mask=mask)
+        return context.get_dummy_value()
+
+    return types.none(task, source, target, count), generate
+
+
+@inlined
+def stream(task: Any, source: Any, target: Any, count: Any) -> None:
+    """Write ``count`` values past the caches, but for those that share a line with others."""
+    first = min(-(target // task.out_size) % task.lanes, count)
+    if first:
+        pass_on(task, source, target, first)
+    for i in range(first, count - task.lanes + 1, task.lanes):
+        pass_on(task, source + i * task.out_size, target + i * task.out_size, task.lanes)
+    rest = (count - first) % task.lanes
+    if rest:
+        pass_on(task, source + (count - rest) * task.out_size, target + (count - rest) * task.out_size, rest)
+
+
+def _roller(roll: Any) -> Any:
+    def rolled(task: Any, item: Any) -> None:
+        """A block of rows and of channels of an image, a tile's columns after another."""
+        strip_block = item % task.channel_blocks
+        rest = item // task.channel_blocks
+        row_block, image = rest % task.row_blocks, rest // task.row_blocks
+        begin_ = strip_block * task.block_channels
+        end = min(begin_ + task.block_channels, task.channels)
+        ahead = task.x % (task.lanes * task.x_size) // task.x_size if task.aligns else 0
+        final = end - task.lanes if task.aligns else end
+        p = row_block * task.block_rows
+        count = min(task.block_rows, task.out_h - p)
+        results = min(count * task.row_kinds, task.out_rows - p * task.row_kinds)
+        top = p * task.row_step - task.low_h
+        corner = image * task.x_image + top * task.x_row - task.low_w * task.x_pixel
+        place = image * task.out_image + task.out_start + p * task.row_kinds * task.out_row
+        for strip in range(begin_ - ahead, end, task.strip):
+            for tile in range(task.tiles):
+                q = min(tile * task.pixels, task.out_w - task.pixels)
+                source = corner + q * task.column_step * task.x_pixel
+                there = place + q * task.column_kinds * task.out_pixel
+                for lane in range(strip, min(strip + task.strip, end), task.lanes):
+                    c = min(max(lane, begin_), final)
+                    roll(
+                        task,
+                        tile,
+                        task.weight + c * task.weight_size,
+                        task.bias + c * task.bias_size,
+                        task.x + (source + c // task.repeat) * task.x_size,
+                        task.out + (there + c) * task.out_size,
+                        task.other + (there + c) * task.other_size,
+                        task.out_row,
+                        top,
+                        count,
+                        results,
+                        c,
+                        task.channels - c,
+                    )
+
+    return rolled
+
+
+def _streamed(task: Any, item: Any) -> None:
+    """A block of rows of an image, all channels, results past the caches: some tiles' columns after another."""
+    row_block, image = item % task.row_blocks, item // task.row_blocks
+    p = row_block * task.block_rows
+    count = min(task.block_rows, task.out_h - p)
+    top = p * task.row_step - task.low_h
+    corner = image * task.x_image + top * task.x_row - task.low_w * task.x_pixel
+    place = image * task.out_image + task.out_start + p * task.out_row
+    room, down = stage(task), task.group * task.pixels * task.channels
+    for first in range(0, task.tiles, task.group):
+        origin = min(first * task.pixels, task.out_w - task.pixels)
+        last = min(first + task.group, task.tiles)
+        for tile in range(first, last):
+            q = min(tile * task.pixels, task.out_w - task.pixels)
+            source = corner + q * task.column_step * task.x_pixel
+            for c in range(0, task.channels, task.lanes):
+                wide(
+                    task,
+                    tile,
+                    task.weight + c * task.weight_size,
+                    task.bias + c * task.bias_size,
+                    task.x + (source + c // task.repeat) * task.x_size,
+                    room + ((q - origin) * task.channels + c) * task.out_size,
+                    task.other,
+                    down,
+                    top,
+                    count,
+                    count,
+                    c,
+                    task.channels - c,
+                )
+        width = min(last * task.pixels, task.out_w) - origin
+        for row in range(count):
+            there = place + row * task.out_row + origin * task.channels
+            stream(task, room + row * down * task.out_size, task.out + there * task.out_size, width * task.channels)
+
+
+rolled_whole, rolled_wide, streamed = Kernel(_roller(inlined(_whole))), Kernel(_roller(wide)), Kernel(_streamed)
