@@ -58,3 +58,9 @@ def room(size: int, use: str = "") -> Array:
         if size <= MOST:
             _rooms.kept[use] = memory
     return memory
+
+
+def room_for(count: int, dtype: str, use: str) -> Array:
+    """`room` for so many values, as an array of them."""
+    kind = np.dtype(dtype)
+    return room(count * kind.itemsize, use)[: count * kind.itemsize].view(kind)

@@ -10,9 +10,8 @@ from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from npdwconv.kernels.cpu import pixel_plans as plans
+from npdwconv.kernels.cpu.arrays import room_for
 from npdwconv.kernels.cpu.engine import SMALL, Kernel, Launch, compiled
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.pixel_rolling import rolled_whole, rolled_wide, streamed
@@ -190,7 +189,7 @@ def gather(
     dtypes = (source.dtype, weight.dtype, bias is not None, out.dtype, None if other is None else other.dtype)
     threads = get_num_threads()
     found = launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, threads)
-    packed = np.empty(found[0].packed, dtype=found[0].dtype)
+    packed = room_for(found[0].packed, found[0].dtype, "taps")
     if len(found) == 1:
         found[0].pack(weight, packed)
         found[0].run(source, packed, bias, out, other)

@@ -10,7 +10,7 @@ import numpy as np
 
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_first, channels_last, phases, planes
-from npdwconv.kernels.cpu.arrays import LINE, aligned, room
+from npdwconv.kernels.cpu.arrays import LINE, room, room_for
 from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.pointwise import cheaper
 from npdwconv.kernels.cpu.products import Matrices, Packing, Strides, packed_product, packing, packing_product
@@ -38,7 +38,7 @@ class Strips(NamedTuple):
     ) -> None:
         """Run over arrays that are contiguous and aligned; ``weight`` is the pointwise weight, or its panels."""
         if self.pack is not None:
-            packed = aligned((self.pack.packed,), self.pack.dtype)
+            packed = room_for(self.pack.packed, self.pack.dtype, "taps")
             self.pack.pack(taps, packed)
             taps = packed
         self.pair.launch(*self.blocks(taps, first_bias, weight, second_bias, room(self.pair.scratch)), x, out, None)
