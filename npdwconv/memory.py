@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+from itertools import cycle
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from npdwconv.layouts import Array
 
+LINE, PAGE = 64, 4096  # bytes of a cache line and of a page
+LARGE = 1 << 17  # bytes from which it matters where in its page an array begins
+_places = cycle(range(17 * LINE, PAGE, 17 * LINE))  # a load is held up by a store as far into another page
+
 
 def empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Array:
     """A new array of ``shape`` where ``like`` lies, of its dtype unless another is named."""
     if type(like) is np.ndarray or isinstance(like, np.ndarray):
-        return np.empty(shape, dtype=like.dtype if dtype is None else dtype)
+        kind = like.dtype if dtype is None else np.dtype(dtype)
+        size = prod(shape) * kind.itemsize
+        return np.empty(shape, kind) if size < LARGE else _placed(size).view(kind).reshape(shape)
     made: Array = like.empty(shape, dtype)
     return made
+
+
+def _placed(size: int) -> Array:
+    """So many bytes that begin with a cache line, and not as far into a page as those of the call before."""
+    memory = np.empty(size + PAGE, np.uint8)
+    start = (next(_places) - memory.__array_interface__["data"][0]) % PAGE
+    return memory[start : start + size]
 
 
 def zeros(like: Any, shape: tuple[int, ...]) -> Array:

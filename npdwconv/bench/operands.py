@@ -24,6 +24,7 @@ from npdwconv.depthwise import (
 )
 from npdwconv.dispatch import use_backend
 from npdwconv.layouts import Array
+from npdwconv.memory import empty
 from npdwconv.models import EfficientNetLite0
 from npdwconv.pointwise import pointwise_conv, pointwise_conv_backward
 
@@ -77,6 +78,13 @@ def operands(case: Case) -> Operands:
     if "_bwd_" in case.operation:
         found["grad_out"] = draw(case.batch, case.outputs or case.middle, *case.geometry.out)
     return found
+
+
+def laid(array: Array) -> Array:
+    """A C-contiguous copy as `empty` allocates: what everyone reads and writes lies so that nobody is held up by it."""
+    copy = empty(array, array.shape)
+    copy[...] = array
+    return copy
 
 
 def options(case: Case) -> dict[str, Any]:

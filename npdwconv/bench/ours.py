@@ -12,14 +12,16 @@ import numpy as np
 import npdwconv
 from npdwconv.bench.cases import Case
 from npdwconv.bench.families import LAYOUTS
-from npdwconv.bench.operands import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operands, network, options
+from npdwconv.bench.operands import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Operands, laid, network, options
 from npdwconv.bench.participant import Way
 from npdwconv.dispatch import explain_backend
 from npdwconv.layers import Layer, PointwiseConv, SeparableConv1d, SeparableConv2d
 from npdwconv.layouts import Array
+from npdwconv.memory import empty
 from npdwconv.pointwise import pointwise_conv, pointwise_conv_backward
 from npdwconv.tokens import depthwise_conv_tokens
 
+_FLOAT32 = np.empty(0, np.float32)
 Ways = Iterator[tuple[str, Callable[[], Way]]]
 
 
@@ -49,7 +51,7 @@ def ways(case: Case, given: Operands) -> Ways:
 
 
 def _in(layout: str, array: Array) -> Array:
-    return np.ascontiguousarray(array if layout == "channels_first" else np.moveaxis(array, 1, -1))
+    return laid(array if layout == "channels_first" else np.moveaxis(array, 1, -1))
 
 
 def _first(layout: str) -> Callable[[Array], Array]:
@@ -59,7 +61,7 @@ def _first(layout: str) -> Callable[[Array], Array]:
 def _empty(layout: str, case: Case, channels: int) -> Array:
     spatial = case.geometry.out
     shape = (case.batch, channels, *spatial) if layout == "channels_first" else (case.batch, *spatial, channels)
-    return np.empty(shape, np.float32)
+    return empty(_FLOAT32, shape)
 
 
 def _forward(case: Case, a: Operands, layout: str) -> Way:
@@ -129,7 +131,7 @@ def _layer(layer: Layer, state: dict[str, Any], x: Array, layout: str) -> Way:
 def _tokens(case: Case, a: Operands) -> Way:
     image, (height, width) = _in("channels_last", a["x"]), case.size
     x = image.reshape(case.batch, height * width, case.channels)
-    settings: dict[str, Any] = {"grid": (height, width), "padding": case.padding, "out": np.empty_like(x)}
+    settings: dict[str, Any] = {"grid": (height, width), "padding": case.padding, "out": empty(x, x.shape)}
     call = partial(depthwise_conv_tokens, x, a["depthwise_weight"], a["depthwise_bias"], **settings)
     return Way(call, lambda tokens: np.moveaxis(tokens.reshape(image.shape), -1, 1))
 

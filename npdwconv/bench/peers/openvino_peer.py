@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from npdwconv.bench.cases import Case
-from npdwconv.bench.operands import Operands
+from npdwconv.bench.operands import Operands, laid
 from npdwconv.bench.participant import Way
 from npdwconv.bench.peers.onnx_graph import Graph, graphs
 from npdwconv.layouts import Array
@@ -44,12 +44,12 @@ def _way(build: Callable[[], Graph], last: bool) -> Way:
     graph = build()
     model = _core.read_model(graph.model)
     request = _core.compile_model(_last(model) if last else model, "CPU", _settings).create_infer_request()
-    held = {n: np.ascontiguousarray(np.moveaxis(a, 1, -1) if last else a) for n, a in graph.inputs.items()}
+    held = {n: laid(np.moveaxis(a, 1, -1) if last else a) for n, a in graph.inputs.items()}
     for name, array in held.items():
         request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
     moved = last and len(graph.output) == 4
     shape = (graph.output[0], *graph.output[2:], graph.output[1]) if moved else graph.output
-    out = np.empty(shape, np.float32)
+    out = laid(np.empty(shape, np.float32))
     request.set_output_tensor(openvino.Tensor(out, shared_memory=True))
 
     def result(_: Any) -> Array:

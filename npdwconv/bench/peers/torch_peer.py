@@ -9,7 +9,7 @@ from typing import Any
 
 from npdwconv.bench.cases import Case
 from npdwconv.bench.network import Step, program
-from npdwconv.bench.operands import Operands
+from npdwconv.bench.operands import Operands, laid
 from npdwconv.bench.participant import Way
 from npdwconv.layouts import Array
 
@@ -47,7 +47,7 @@ def _image(case: Case, given: Operands, last: bool) -> Way:
 
 
 def _tensor(array: Array, last: bool) -> Any:
-    found = torch.from_numpy(array.copy())
+    found = torch.from_numpy(laid(array))
     return found.contiguous(memory_format=torch.channels_last) if last else found
 
 
@@ -147,7 +147,7 @@ def _network(case: Case, a: dict[str, Any]) -> Call:
 
 
 def _parameter(array: Array | None) -> Any:
-    return None if array is None else torch.from_numpy(array.copy())
+    return None if array is None else torch.from_numpy(laid(array))
 
 
 def _step(step: Step, weight: Any, bias: Any, x: Any) -> Any:
@@ -164,7 +164,7 @@ def _step(step: Step, weight: Any, bias: Any, x: Any) -> Any:
 
 def _tokens_module(case: Case, given: Operands) -> Way:
     """``DWConv`` of SegFormer: (B, N, C) to NCHW and back around the convolution."""
-    weight, bias = (torch.from_numpy(given[name].copy()) for name in ("depthwise_weight", "depthwise_bias"))
+    weight, bias = (torch.from_numpy(laid(given[name])) for name in ("depthwise_weight", "depthwise_bias"))
     x, convolve, shape = _tokens(given), _convolution(case), (case.batch, case.channels, *case.size)
 
     def run() -> Any:
@@ -174,7 +174,7 @@ def _tokens_module(case: Case, given: Operands) -> Way:
 
 
 def _tokens_view(case: Case, given: Operands) -> Way:
-    weight, bias = (torch.from_numpy(given[name].copy()) for name in ("depthwise_weight", "depthwise_bias"))
+    weight, bias = (torch.from_numpy(laid(given[name])) for name in ("depthwise_weight", "depthwise_bias"))
     x, convolve = _tokens(given), _convolution(case)
 
     def run() -> Any:
@@ -185,7 +185,7 @@ def _tokens_view(case: Case, given: Operands) -> Way:
 
 
 def _tokens(given: Operands) -> Any:
-    image = torch.from_numpy(given["x"].copy())
+    image = torch.from_numpy(laid(given["x"]))
     return image.flatten(2).transpose(1, 2).contiguous()
 
 
@@ -194,16 +194,16 @@ def _from_tokens(case: Case, tokens: Any) -> Array:
 
 
 def _product(case: Case, given: Operands) -> Way:
-    x = torch.from_numpy(given["x"].copy()).flatten(2).transpose(1, 2).reshape(-1, case.channels).contiguous()
-    weight = torch.from_numpy(given["weight"].copy())
+    x = torch.from_numpy(laid(given["x"])).flatten(2).transpose(1, 2).reshape(-1, case.channels).contiguous()
+    weight = torch.from_numpy(laid(given["weight"]))
     spatial = case.geometry.out
 
     def image(matrix: Any) -> Array:
         return _numpy(matrix.reshape(case.batch, *spatial, -1).permute(0, 3, 1, 2))
 
     if case.operation == "pointwise_fwd":
-        return Way(_inferring(partial(functional.linear, x, weight, torch.from_numpy(given["bias"].copy()))), image)
-    grad = torch.from_numpy(given["grad_out"].copy()).flatten(2).transpose(1, 2).reshape(-1, case.outputs).contiguous()
+        return Way(_inferring(partial(functional.linear, x, weight, torch.from_numpy(laid(given["bias"])))), image)
+    grad = torch.from_numpy(laid(given["grad_out"])).flatten(2).transpose(1, 2).reshape(-1, case.outputs).contiguous()
     if case.operation == "pointwise_bwd_input":
         return Way(_inferring(partial(torch.mm, grad, weight)), image)
     return Way(_inferring(partial(torch.mm, grad.t(), x)), _numpy)

@@ -175,6 +175,7 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
     fixed, numbers = _common(call, block_channels)
     fixed |= {
         "whole": whole,
+        "streams": bool(group),
         "pixels": pixels,
         "row_taps": columns.written(h.phases),
         "column_taps": columns.written(w.phases),

@@ -172,7 +172,7 @@ def _step(*, leftmost: bool, rightmost: bool) -> Any:
                 met = tile.meetings(i)
                 with where(builder, exists, total) as changed:
                     at, last = v.at(x_, builder.mul(row_size, int64(i))), 0
-                    if spec.knows("stage"):
+                    if spec.streams:
                         nx = v.at(
                             at,
                             builder.mul(
@@ -194,7 +194,17 @@ def _step(*, leftmost: bool, rightmost: bool) -> Any:
                                 changed[sum_] = v.fma(value, taps[tap_row, tap], changed[sum_])
             acc = dict(zip(acc, total, strict=True))
             for row in range(len(tile.rows)):
-                _write(v, tile, task_, row, acc, (out_, other_, down_), (place_, results_), mask, rightmost=rightmost)
+                _write(
+                    v,
+                    tile,
+                    task_,
+                    row,
+                    acc,
+                    (out_, other_, down_),
+                    (place_, results_),
+                    mask,
+                    rightmost=rightmost,
+                )
             going = [acc[each._replace(age=each.age - 1)] for each in tile.carried()]
             return context.make_tuple(builder, sums, going or [v.zero()])
 
@@ -219,14 +229,14 @@ def _write(
     b, spec, age, phases = v.builder, tile.spec, tile.last(row), len(tile.columns)
     behind = row - age * len(tile.rows)  # rows of results from the place's first to this one
     (out, other, down), (place, results) = addresses, bounds
-    step = field(b, spec, task, "out_pixel")
+    across = field(b, spec, task, "out_pixel")
     number = b.add(b.mul(place, int64(len(tile.rows))), int64(behind))
     with b.if_then(b.icmp_unsigned("<", number, results), likely=True):
         at = b.mul(down, int64(behind))
         missing = phases - int(spec.last) if rightmost else 0  # of the last place's results
         for each in tile.sums(row, age)[: tile.pixels * phases - missing]:
             write(v, spec, acc[each], out, other, at, mask)
-            at = opaque(b, b.add(at, step))
+            at = opaque(b, b.add(at, across))
 
 
 def _strip(*, leftmost: bool, rightmost: bool) -> Any:
