@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.columns import Phases, read, where
 from npdwconv.kernels.cpu.engine import Kernel, inlined
+from npdwconv.kernels.cpu.gemm import prefetch
 from npdwconv.kernels.cpu.pixels import existing, load_x, opaque, vectors, write
 from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
@@ -99,18 +100,18 @@ def live(rows: Phases, columns: Phases, row_step: int) -> int:
 
 
 @intrinsic
-def hold(typing: Any, task: Any, weight: Any, left: Any) -> Any:
+def hold(typing: Any, task: Any, weight: Any) -> Any:
     """The taps of a vector of channels."""
     spec, tile = task.spec, Tile(task.spec)
     kind = tile.tuple_of(len(tile.taps()))
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        task_, weight_, _ = arguments
+        task_, weight_ = arguments
         v, step = vectors(builder, spec), field(builder, spec, task_, "weight_tap")
         places = [r * int(spec.kernel_w) + s for r, s in tile.taps()]
         return context.make_tuple(builder, kind, [v.load(v.at(weight_, builder.mul(step, int64(p)))) for p in places])
 
-    return kind(task, weight, left), generate
+    return kind(task, weight), generate
 
 
 @intrinsic
@@ -135,18 +136,16 @@ def _step(*, leftmost: bool, rightmost: bool) -> Any:
         bias: Any,
         x: Any,
         out: Any,
-        other: Any,
         down: Any,
         place: Any,
         results: Any,
         top: Any,
         channel: Any,
-        left: Any,
     ) -> Any:
         """Take a step's input rows, from row ``top`` at ``x`` on, and write the results that end with them.
 
         ``place`` is the one that begins here, of a block that has ``results`` rows of results, ``down`` values apart;
-        ``out`` and ``other`` are where its first result is.
+        ``out`` is where its first result is.
         """
         spec, tile = task.spec, Tile(task.spec)
         columns = {
@@ -156,8 +155,9 @@ def _step(*, leftmost: bool, rightmost: bool) -> Any:
         }
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            task_, sums_, held_, bias_, x_, out_, other_, down_, place_, results_, top_, channel_, left_ = arguments
+            task_, sums_, held_, bias_, x_, out_, down_, place_, results_, top_, channel_ = arguments
             v = vectors(builder, spec)
+            left_ = builder.sub(field(builder, spec, task_, "channels"), channel_)
             mask, height = existing(v, spec, left_), field(builder, spec, task_, "height")
             row_size, pixel_size = (
                 v.index(field(builder, spec, task_, f"x_{name}"), STORED[spec.x_type][1]) for name in ("row", "pixel")
@@ -173,18 +173,7 @@ def _step(*, leftmost: bool, rightmost: bool) -> Any:
                 with where(builder, exists, total) as changed:
                     at, last = v.at(x_, builder.mul(row_size, int64(i))), 0
                     if spec.streams:
-                        nx = v.at(
-                            at,
-                            builder.mul(
-                                pixel_size,
-                                int64(
-                                    tile.pixels * tile.column_step + max(columns) + 1 - tile.pixels * tile.column_step
-                                ),
-                            ),
-                        )
-                        for _ in range(tile.pixels * tile.column_step):
-                            v.prefetch(nx)
-                            nx = opaque(builder, v.at(nx, pixel_size))
+                        _fetch_next(builder, tile, at, pixel_size)
                     for column, readers in columns.items() if met else ():
                         at, last = opaque(builder, v.at(at, builder.mul(pixel_size, int64(column - last)))), column
                         value = load_x(v, spec, at, channel_, left_, mask)
@@ -200,7 +189,7 @@ def _step(*, leftmost: bool, rightmost: bool) -> Any:
                     task_,
                     row,
                     acc,
-                    (out_, other_, down_),
+                    (out_, down_),
                     (place_, results_),
                     mask,
                     rightmost=rightmost,
@@ -208,9 +197,18 @@ def _step(*, leftmost: bool, rightmost: bool) -> Any:
             going = [acc[each._replace(age=each.age - 1)] for each in tile.carried()]
             return context.make_tuple(builder, sums, going or [v.zero()])
 
-        return sums(task, sums, held, bias, x, out, other, down, place, results, top, channel, left), generate
+        return sums(task, sums, held, bias, x, out, down, place, results, top, channel), generate
 
     return step
+
+
+def _fetch_next(builder: Any, tile: Tile, row: Value, pixel_size: Value) -> None:
+    """Bring what the tile to the right reads of an input row, and this one does not."""
+    last = max(tile.readers()) + 1
+    place = builder.add(row, builder.mul(pixel_size, int64(last)))
+    for _ in range(tile.pixels * tile.column_step):
+        prefetch(builder, place)
+        place = opaque(builder, builder.add(place, pixel_size))
 
 
 def _write(
@@ -219,7 +217,7 @@ def _write(
     task: Value,
     row: int,
     acc: dict[Sum, Value],
-    addresses: tuple[Value, Value, Value],
+    where_to: tuple[Value, Value],
     bounds: tuple[Value, Value],
     mask: Value | None,
     *,
@@ -228,14 +226,14 @@ def _write(
     """Write the row of results of a phase that a step finishes, where there is one."""
     b, spec, age, phases = v.builder, tile.spec, tile.last(row), len(tile.columns)
     behind = row - age * len(tile.rows)  # rows of results from the place's first to this one
-    (out, other, down), (place, results) = addresses, bounds
+    (out, down), (place, results) = where_to, bounds
     across = field(b, spec, task, "out_pixel")
     number = b.add(b.mul(place, int64(len(tile.rows))), int64(behind))
     with b.if_then(b.icmp_unsigned("<", number, results), likely=True):
         at = b.mul(down, int64(behind))
         missing = phases - int(spec.last) if rightmost else 0  # of the last place's results
         for each in tile.sums(row, age)[: tile.pixels * phases - missing]:
-            write(v, spec, acc[each], out, other, at, mask)
+            write(v, spec, acc[each], out, None, at, mask)
             at = opaque(b, b.add(at, across))
 
 
@@ -249,22 +247,19 @@ def _strip(*, leftmost: bool, rightmost: bool) -> Any:
         bias: Any,
         x: Any,
         out: Any,
-        other: Any,
         down: Any,
         top: Any,
         count: Any,
         results: Any,
         channel: Any,
-        left: Any,
     ) -> None:
         """Write the results of ``count`` places down the image from those at ``out`` on, whose first row is ``top``."""
-        held, sums = hold(task, weight, left), begin(task)
+        held, sums = hold(task, weight), begin(task)
         for place in range(count + task.late):
-            sums = step(task, sums, held, bias, x, out, other, down, place, results, top, channel, left)
+            sums = step(task, sums, held, bias, x, out, down, place, results, top, channel)
             top += task.row_step
             x += task.row_step * task.x_row * task.x_size
             out += task.row_kinds * down * task.out_size
-            other += task.row_kinds * down * task.other_size
 
     return strip
 
@@ -282,15 +277,13 @@ def _whole(
     bias: Any,
     x: Any,
     out: Any,
-    other: Any,
     down: Any,
     top: Any,
     count: Any,
     results: Any,
     channel: Any,
-    left: Any,
 ) -> None:
-    strip_whole(task, weight, bias, x, out, other, down, top, count, results, channel, left)
+    strip_whole(task, weight, bias, x, out, down, top, count, results, channel)
 
 
 def _wide(
@@ -300,20 +293,18 @@ def _wide(
     bias: Any,
     x: Any,
     out: Any,
-    other: Any,
     down: Any,
     top: Any,
     count: Any,
     results: Any,
     channel: Any,
-    left: Any,
 ) -> None:
     if tile == 0:
-        strip_left(task, weight, bias, x, out, other, down, top, count, results, channel, left)
+        strip_left(task, weight, bias, x, out, down, top, count, results, channel)
     elif tile == task.tiles - 1:
-        strip_right(task, weight, bias, x, out, other, down, top, count, results, channel, left)
+        strip_right(task, weight, bias, x, out, down, top, count, results, channel)
     else:
-        strip_inside(task, weight, bias, x, out, other, down, top, count, results, channel, left)
+        strip_inside(task, weight, bias, x, out, down, top, count, results, channel)
 
 
 wide = inlined(_wide)
@@ -396,13 +387,11 @@ def _roller(roll: Any) -> Any:
                         task.bias + c * task.bias_size,
                         task.x + (source + c // task.repeat) * task.x_size,
                         task.out + (there + c) * task.out_size,
-                        task.other + (there + c) * task.other_size,
                         task.out_row,
                         top,
                         count,
                         results,
                         c,
-                        task.channels - c,
                     )
 
     return rolled
@@ -431,13 +420,11 @@ def _streamed(task: Any, item: Any) -> None:
                     task.bias + c * task.bias_size,
                     task.x + (source + c // task.repeat) * task.x_size,
                     room + ((q - origin) * task.channels + c) * task.out_size,
-                    task.other,
                     down,
                     top,
                     count,
                     count,
                     c,
-                    task.channels - c,
                 )
         width = min(last * task.pixels, task.out_w) - origin
         for row in range(count):

@@ -148,7 +148,7 @@ upper_inside, both_inside, lower_inside = (_row(reached, edge=False) for reached
 upper_at_edge, both_at_edge, lower_at_edge = (_row(reached, edge=True) for reached in ((0,), (0, 1), (1,)))
 
 
-def write(v: Vectors, spec: Spec, z: Value, out: Value, other: Value, place: Value, mask: Value | None) -> None:
+def write(v: Vectors, spec: Spec, z: Value, out: Value, other: Value | None, place: Value, mask: Value | None) -> None:
     """Write ``z`` activated, or ``other`` times the activation's derivative there, ``place`` values after ``out``."""
     if spec.other_type:
         factor = v.load(v.at(other, v.index(place, STORED[spec.other_type][1])), spec.other_type, mask)

@@ -140,7 +140,7 @@ def _offer(typing: Any) -> Any:
 
 
 @intrinsic
-def _call(typing: Any, entry: Any, block: Any, item: Any) -> Any:
+def call(typing: Any, entry: Any, block: Any, item: Any) -> Any:
     """Run the kernel at ``entry``."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -178,7 +178,7 @@ found = compiled(_found)
 def _serial(task: Any, _: Any) -> None:
     block = found(task)
     for item in range(task.items):
-        _call(task.entry, block, item)
+        call(task.entry, block, item)
 
 
 def _shared(state: Any, entry: Any, block: Any, items: Any, chunk: Any, chunks: Any, count: Any) -> None:
@@ -199,7 +199,7 @@ def _shared(state: Any, entry: Any, block: Any, items: Any, chunk: Any, chunks: 
             break
         if _exchanged(state + TICKET, ticket, ticket + (1 << BITS)):
             for item in range(first * chunk, min((first + 1) * chunk, items)):
-                _call(entry, block, item)
+                call(entry, block, item)
             _add(state + DONE, 1)
     looked = 0
     while _read(state + DONE) < chunks:
@@ -229,7 +229,7 @@ def _lead_all(task: Any, state: Any) -> None:
             shared(state, entry, own, items, _word(block, AT_CHUNK), _word(block, AT_CHUNKS), count)
         else:
             for item in range(items):
-                _call(entry, own, item)
+                call(entry, own, item)
 
 
 def _help(task: Any, worker: Any) -> None:
@@ -243,7 +243,7 @@ def _help(task: Any, worker: Any) -> None:
             chunk = _read(state + CHUNK)
             if _exchanged(state + TICKET, ticket, ticket - 1):
                 for item in range((last - 1) * chunk, min(last * chunk, items)):
-                    _call(entry, block, item)
+                    call(entry, block, item)
                 _add(state + DONE, 1)
                 idle = 0
         else:

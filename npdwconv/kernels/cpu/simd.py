@@ -118,14 +118,6 @@ class Vectors:
         )
         stored.set_metadata("nontemporal", self.builder.module.add_metadata([I32(1)]))
 
-    def prefetch(self, address: Value) -> None:
-        """Bring the cache line there nearer, if there is one: any address will do."""
-        kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(ir.IntType(8)), I32, I32, I32])
-        name, module = "llvm.prefetch.p0", self.builder.module
-        function = module.globals.get(name) or ir.Function(module, kind, name)
-        place = self.builder.inttoptr(address, ir.PointerType(ir.IntType(8)))
-        self.builder.call(function, [place, I32(0), I32(3), I32(1)])
-
     def gather(self, address: Value, step: Value, stored: str = "", mask: Value | None = None) -> Value:
         """Values ``step`` bytes apart, widened; lanes that ``mask`` leaves out are zero and never read."""
         return self.collect(address, self.builder.mul(self.splat(step), self.iota(I64)), stored, mask)

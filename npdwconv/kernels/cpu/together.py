@@ -12,13 +12,13 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.phases import Sweep
+from npdwconv.kernels.cpu.pool import call
 from npdwconv.kernels.cpu.products import Scratched
 from npdwconv.kernels.cpu.simd import I64
 from npdwconv.layouts import Array
@@ -38,20 +38,6 @@ def _put(typing: Any, address: Any, value: Any) -> Any:
     return types.none(types.int64, types.int64), generate
 
 
-@intrinsic
-def _call(typing: Any, entry: Any, block: Any, item: Any) -> Any:
-    """Run the kernel at ``entry``."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        pointer = I64.as_pointer()
-        kind = ir.FunctionType(ir.IntType(8).as_pointer(), [pointer, I64])
-        kernel = builder.inttoptr(arguments[0], kind.as_pointer())
-        builder.call(kernel, [builder.inttoptr(arguments[1], pointer), arguments[2]])
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, types.int64), generate
-
-
 def _both(task: Any, item: Any) -> None:
     """An item's strips through both kernels."""
     first, second = task.first + item * task.first_size, task.second + item * task.second_size
@@ -67,9 +53,9 @@ def _both(task: Any, item: Any) -> None:
         _put(second + task.second_out, task.out + place)
         _put(second + task.second_other, task.other + place)
         for i in range(task.first_items):
-            _call(task.first_entry, first, i)
+            call(task.first_entry, first, i)
         for i in range(task.second_items):
-            _call(task.second_entry, second, i)
+            call(task.second_entry, second, i)
 
 
 both = Kernel(_both)

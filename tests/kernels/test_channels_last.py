@@ -1,0 +1,144 @@
+"""Depthwise correlations whose lanes are channels: extents about the tiles, results past the caches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from npdwconv.geometry import conv_geometry
+from npdwconv.kernels.cpu import channels_last, phases, pixel_plans
+from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.reference import depthwise as reference
+from npdwconv.threads import get_num_threads
+
+LANES = machine().lanes(4)
+WIDTHS = (3, 4, 7, 8, 13)  # about tiles of four and of seven
+SAME, VALID = ((1, 1), (1, 1)), ((0, 0), (0, 0))
+
+
+class Case:
+    """Small integers, so that nothing is rounded, and what the reference makes of them."""
+
+    def __init__(self, size, kernel=3, stride=1, padding=SAME, channels=LANES + 1, batch=1, multiplier=1):
+        rng = np.random.default_rng([*size, kernel, stride, channels])
+        self.g = conv_geometry(size, (kernel, kernel), (stride, stride), (1, 1), padding)
+        self.multiplier = multiplier
+
+        def draw(*shape):
+            return rng.integers(-4, 5, shape).astype(np.float32)
+
+        self.x = draw(batch, *size, channels)
+        self.weight, self.bias = draw(channels * multiplier, kernel, kernel), draw(channels * multiplier)
+        self.z = draw(batch, *self.g.out, channels * multiplier)
+
+    def expected(self):
+        out = np.empty_like(self.z)
+        reference.depthwise_fwd(self.x, self.weight, self.bias, out, self.g, "channels_last", None)
+        return out
+
+    def expected_gradient(self):
+        out = np.empty_like(self.x)
+        reference.depthwise_bwd_input(self.z, self.weight, out, self.g, "channels_last")
+        return out
+
+    def forward(self, out=None):
+        out = np.full_like(self.z, np.nan) if out is None else out
+        channels_last.gather(self.x, self.weight, self.bias, out, phases.forward(self.g))
+        return out
+
+    def gradient(self):
+        out = np.full_like(self.x, np.nan)
+        channels_last.gather(self.z, self.weight, None, out, phases.adjoint(self.g))
+        return out
+
+    def kernels(self):
+        """What runs: the names of the kernels of the forward."""
+        dtype = np.dtype("float32")
+        call = pixel_plans.Call(
+            self.x.shape,
+            self.z.shape,
+            self.weight.shape[1:],
+            phases.forward(self.g),
+            (dtype.name,) * 4 + ("",),
+            "",
+            get_num_threads(),
+            by_channels=False,
+        )
+        return [plan.kernel for plan in pixel_plans.plans(call)]
+
+    def check(self):
+        np.testing.assert_array_equal(self.forward(), self.expected())
+        np.testing.assert_array_equal(self.gradient(), self.expected_gradient())
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_widths_about_the_tile(width, stride):
+    for height in (2, 3, 9):
+        Case((height, stride * width), stride=stride).check()
+
+
+@pytest.mark.parametrize("width", WIDTHS[1:])
+def test_tiles_roll(width):
+    """The kernel under test is the one that runs."""
+    whole = width in (4, 7)
+    if machine().registers >= 32 or width != 7:
+        assert Case((5, width)).kernels() == ["rolled_whole" if whole else "rolled_wide"]
+    assert Case((5, 3)).kernels() == ["correlate"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [
+        (3, 1, VALID),
+        (3, 2, VALID),
+        (3, 1, ((2, 0), (0, 2))),
+        (3, 2, ((0, 1), (0, 1))),
+        (3, 1, ((0, 5), (6, 0))),
+        (2, 2, VALID),
+        (2, 1, ((1, 0), (1, 0))),
+    ],
+)
+def test_windows(kernel, stride, padding):
+    for size in [(9, 16), (5, 9)]:
+        Case(size, kernel, stride, padding).check()
+
+
+@pytest.mark.parametrize("channels", [LANES - 1, LANES, 2 * LANES, 8 * LANES, 9 * LANES, 65 * LANES])
+def test_channels_about_the_lanes(channels):
+    for batch in (1, 3):
+        Case((6, 8), channels=channels, batch=batch).check()
+
+
+@pytest.mark.parametrize("multiplier", [2, 3])
+def test_multipliers(multiplier):
+    Case((6, 8), multiplier=multiplier).check()
+
+
+def test_an_infinite_weight_meets_no_padding():
+    """What is beside or above the image is not read as zeros, whose product with infinity is NaN."""
+    case = Case((5, 8))
+    case.x[...] = 1.0
+    case.weight[...] = np.inf
+    case.bias[...] = 0.0
+    assert np.isposinf(case.forward()).all()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [2 * LANES, 2 * LANES + 3])
+def test_past_the_caches(monkeypatch, channels, stride):
+    """Whole lines are streamed, wherever the array begins; nothing around it is written."""
+    monkeypatch.setattr(pixel_plans, "FAR", 0)
+    channels_last.launches.cache_clear()
+    for width in (8, 14, 61):
+        case = Case((19, stride * width), stride=stride, channels=channels)
+        assert case.kernels() == ["streamed"]
+        wanted, bytes_around = case.expected(), 4 * LANES
+        for offset in (0, 4, 3 * LANES - 3 * LANES % 4):
+            raw = np.full(wanted.nbytes + 4 * bytes_around, 77, np.uint8)
+            first = -raw.ctypes.data % bytes_around + bytes_around + offset
+            out = raw[first : first + wanted.nbytes].view(np.float32).reshape(wanted.shape)
+            np.testing.assert_array_equal(case.forward(out), wanted)
+            assert (raw[:first] == 77).all()
+            assert (raw[first + wanted.nbytes :] == 77).all()
+    channels_last.launches.cache_clear()
