@@ -10,7 +10,7 @@ import numpy as np
 from numba.core import types
 from numba.extending import intrinsic
 
-from npdwconv.kernels.cpu.arrays import deliver, plain, target
+from npdwconv.kernels.cpu.arrays import deliver, plain, room_for, target
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.simd import STORED, Vectors, int64
@@ -141,7 +141,7 @@ def bias_bwd(grad_z: Array, grad_bias: Array, layout: str) -> None:
     if second is None:
         first(z, dense)
     else:
-        partial = np.empty(chunks * dense.size, first.spec.dtype)
+        partial = room_for(chunks * dense.size, str(first.spec.dtype), "sums")
         first(z, partial)
         second(partial, dense)
     deliver(dense, grad_bias)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdwconv.activations import Activation
-from npdwconv.kernels.cpu.arrays import aligned, deliver, plain, room, target
+from npdwconv.kernels.cpu.arrays import aligned, deliver, plain, room, room_for, target
 from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.products import (
     Matrices,
@@ -39,13 +39,14 @@ class Packed:
         """The panels that a product needs."""
         found = self._panels.get(packing.width)
         if found is None:
-            found = self._panels[packing.width] = packed(self.weight, packing)
+            found = self._panels[packing.width] = aligned((packing.size,), packing.dtype)
+            packing.launch(self.weight, found)
         return found
 
 
 def packed(weight: Array, packing: Packing) -> Array:
-    """A weight as panels."""
-    panels = aligned((packing.size,), packing.dtype)
+    """A weight as panels, for one call: the next one of this thread takes the same memory."""
+    panels = room_for(packing.size, packing.dtype, "panels")
     packing.launch(weight, panels)
     return panels
 

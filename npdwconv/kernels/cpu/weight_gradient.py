@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdwconv.geometry import Axis, ConvGeometry
-from npdwconv.kernels.cpu.arrays import deliver, plain, target
+from npdwconv.kernels.cpu.arrays import deliver, plain, room_for, target
 from npdwconv.kernels.cpu.columns import columns_read, written
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.machine import machine
@@ -56,7 +56,7 @@ class _Plan(NamedTuple):
     dtype: str
 
     def __call__(self, z: Array, x: Array, grad_weight: Array) -> None:
-        partial = np.empty(self.space, self.dtype)
+        partial = room_for(self.space, self.dtype, "sums")
         self.sum_chunks(z, x, partial)
         self.collect(partial, grad_weight)
 
