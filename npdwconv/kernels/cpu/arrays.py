@@ -45,9 +45,11 @@ MOST = 8_000_000  # bytes that are kept
 class _Rooms(threading.local):
     def __init__(self) -> None:
         self.kept: dict[str, Array] = {}
+        self.seen: dict[tuple[int, str, str], Array] = {}  # rooms as arrays of values: a view takes a microsecond
 
 
 _rooms = _Rooms()
+_MOST_SEEN = 256
 
 
 def room(size: int, use: str = "") -> Array:
@@ -57,10 +59,18 @@ def room(size: int, use: str = "") -> Array:
         memory = aligned((size,), "uint8")
         if size <= MOST:
             _rooms.kept[use] = memory
+            _rooms.seen.clear()
     return memory
 
 
 def room_for(count: int, dtype: str, use: str) -> Array:
     """`room` for so many values, as an array of them."""
-    kind = np.dtype(dtype)
-    return room(count * kind.itemsize, use)[: count * kind.itemsize].view(kind)
+    found = _rooms.seen.get((count, dtype, use))
+    if found is None:
+        size = count * np.dtype(dtype).itemsize
+        found = room(size, use)[:size].view(dtype)
+        if size <= MOST:
+            if len(_rooms.seen) >= _MOST_SEEN:
+                _rooms.seen.clear()
+            _rooms.seen[count, dtype, use] = found
+    return found
