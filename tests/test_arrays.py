@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
 import npdwconv as n
+from npdwconv.memory import LARGE, LINE, PAGE
 
 Make = Callable[[np.ndarray], np.ndarray]
 
@@ -241,3 +243,16 @@ def test_a_memory_map(tmp_path):
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
     np.testing.assert_array_equal(n.depthwise_conv2d(mapped, w), n.depthwise_conv2d(x, w))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_large_results_begin_with_cache_lines(dtype: str):
+    """Each elsewhere in its page, and each its own memory: nothing of a call before changes."""
+    x = np.ones((1, 8, 96, 96), dtype)
+    results = [n.depthwise_conv2d(x, np.full((8, 1, 1, 1), i, dtype)) for i in range(5)]
+    assert x.nbytes >= LARGE
+    assert all(result.ctypes.data % LINE == 0 and result.flags.c_contiguous for result in results)
+    assert all(result.flags.writeable and result.flags.aligned for result in results)
+    places = [result.ctypes.data % PAGE for result in results]
+    assert all(place != other for place, other in pairwise(places))
+    assert [result.min() == i == result.max() for i, result in enumerate(results)] == [True] * 5

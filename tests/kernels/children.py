@@ -10,6 +10,7 @@ from textwrap import dedent
 from typing import Any
 
 import npdwconv
+from npdwconv.kernels.cpu.machine import LANES_VARIABLE
 
 HERE = Path(__file__).parent
 PACKAGE = Path(npdwconv.__file__).parent
@@ -45,3 +46,17 @@ def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
 def run(code: str, *, seconds: float = 300, **options: Any) -> str:
     """What a process that runs ``code`` prints."""
     return finish(start(code, **options), seconds)
+
+
+def narrower(file: str, chosen: str, lanes: int) -> None:
+    """Run the tests of a file that are ``chosen``, as `pytest -k` takes it, with this many float32 lanes."""
+    options = ["-q", "-x", "-m", "not sweep", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, file, "-k", chosen],
+        env={**os.environ, LANES_VARIABLE: str(lanes)},
+        cwd=HERE.parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]

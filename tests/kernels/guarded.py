@@ -103,6 +103,21 @@ def call_network(layout: str) -> None:
             assert np.array_equal(network(like(x, at_end=at_end)), wanted)
 
 
+def call_far() -> None:
+    """A convolution in channels_last whose results go past the caches, whatever their size here."""
+    from kernels import situations
+
+    from npdwconv.kernels.cpu import pixel_plans
+
+    pixel_plans.FAR = 0
+    for channels in (situations.LANES, situations.LANES + 3):
+        for stride in (1, 2):
+            name, padding = f"far-c{channels}-s{stride}", 1
+            s = situations.depthwise(name, channels, (9, 18), (3, 3), stride=stride, padding=padding)
+            call(s, "integers", "channels_last")
+    print("done")
+
+
 def over(offset: int, *, at_end: bool, write: bool) -> None:
     """Read or write a byte ``offset`` from the end or the beginning of an array."""
     array = guarded(7, np.float32, at_end=at_end)

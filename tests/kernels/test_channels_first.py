@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
+from kernels.children import narrower
 
 import npdwconv
 from npdwconv.activations import ACTIVATIONS
@@ -258,21 +256,4 @@ def test_same_bits_for_any_batch_and_threads(size, kernel, stride):
 @pytest.mark.parametrize("lanes", [8, 4])
 def test_narrower_lanes(lanes):
     chosen = "around_the_tile and 9 or square or dtypes or padding_reads or (any_kernel and kernel3) or neighbours"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-m",
-        "not sweep",
-        "-p",
-        "no:cacheprovider",
-        __file__,
-        "-k",
-        chosen,
-    ]
-    environment = {**os.environ, LANES_VARIABLE: str(lanes)}
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-3000:]
+    narrower(__file__, chosen, lanes)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
+from kernels.children import narrower
 
 from npdwconv.geometry import conv_geometry
 from npdwconv.kernels.cpu import channels_last, phases, pixel_plans
-from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
 from npdwconv.threads import get_num_threads
 
@@ -142,3 +145,10 @@ def test_past_the_caches(monkeypatch, channels, stride):
             assert (raw[:first] == 77).all()
             assert (raw[first + wanted.nbytes :] == 77).all()
     channels_last.launches.cache_clear()
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(LANES_VARIABLE in os.environ, reason="is itself the run with narrower lanes")
+@pytest.mark.parametrize("lanes", [8, 4])
+def test_narrower_lanes(lanes):
+    narrower(__file__, "", lanes)

@@ -69,6 +69,12 @@ def test_operators_stay_inside(lanes: int):
     stays_inside("core", "integers", lanes)
 
 
+@pytest.mark.parametrize("lanes", EACH_LANES)
+def test_results_past_the_caches_stay_inside(lanes: int):
+    printed = finish(start("from kernels import guarded; guarded.call_far()", NPDWCONV_LANES=lanes))
+    assert printed.endswith("done")
+
+
 def test_float16_stays_inside():
     stays_inside("core", "float16", LANES)
 
