@@ -46,6 +46,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 _VARIABLE = "NPDWCONV_BACKEND"
+_STORED, _KEY = getattr(os.environ, "_data", None), os.environ.encodekey(_VARIABLE)  # CPython's dictionary behind it
 _kernels: dict[Any, tuple[Kernel, ...]] = {}  # what was chosen, by all that a choice depends on
 _existing: dict[Any, bool] = {}
 _context: ContextVar[str | None] = ContextVar("npdwconv_backend", default=None)
@@ -118,11 +119,16 @@ def _chosen_by(name: str, why: str) -> BackendChoice:
 
 def exists(operation: str, x: Array) -> bool:
     """Whether the backend that a call with the host array ``x`` would take has ``operation``."""
-    key = (operation, _context.get(), os.environ.get(_VARIABLE))
+    key = (operation, _context.get(), _named())
     found = _existing.get(key)
     if found is None:
         found = _existing[key] = explain_backend(x).backend in TABLE[operation][1]
     return found
+
+
+def _named() -> Any:
+    """What the environment variable holds, in some form: `os.environ` takes a microsecond to say that it is not set."""
+    return os.environ.get(_VARIABLE) if _STORED is None else _STORED.get(_KEY)
 
 
 def kernel(operator: str, operation: str, backend: str | None, *operands: Any) -> Kernel:
@@ -139,7 +145,7 @@ def kernels(operator: str, operations: tuple[str, ...], backend: str | None, *op
             break
     if not (backend is None or type(backend) is str):
         return tuple(_chosen(operator, operation, backend, x) for operation in operations)
-    key = (operations, backend, x is not None, _context.get(), os.environ.get(_VARIABLE))
+    key = (operations, backend, x is not None, _context.get(), _named())
     found = _kernels.get(key)
     if found is None:
         found = _kernels[key] = tuple(_chosen(operator, operation, backend, x) for operation in operations)

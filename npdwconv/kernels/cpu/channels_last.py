@@ -218,6 +218,11 @@ def launches(
     vectors, work = -(-call.channels // call.lanes), 5 * prod(weight[1:]) * call.channels * call.fold
     packs = Launch(pack, ("weight", "packed"), fixed, numbers, items=vectors, work=work)
     return tuple(
-        Dense(call.packed, call.dtype, packs, Launch(KERNELS[kernel], POINTERS, *settled, items=items, work=work))
-        for kernel, *settled, items, work in plans.plans(call)
+        Dense(
+            call.packed,
+            call.dtype,
+            packs,
+            Launch(KERNELS[p.kernel], POINTERS, p.fixed, p.numbers, items=p.items, work=p.work),
+        )
+        for p in plans.plans(call)
     )

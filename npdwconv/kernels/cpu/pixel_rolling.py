@@ -14,10 +14,11 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.arrays import LINE
+from npdwconv.kernels.cpu.column_tiles import opaque
 from npdwconv.kernels.cpu.columns import Phases, read, where
 from npdwconv.kernels.cpu.engine import Kernel, inlined
 from npdwconv.kernels.cpu.gemm import prefetch
-from npdwconv.kernels.cpu.pixels import existing, load_x, opaque, vectors, write
+from npdwconv.kernels.cpu.pixels import existing, load_x, vectors, write
 from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 from npdwconv.kernels.cpu.vectors import VectorType
