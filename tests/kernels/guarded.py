@@ -107,9 +107,9 @@ def call_far() -> None:
     """A convolution in channels_last whose results go past the caches, whatever their size here."""
     from kernels import situations
 
-    from npdwconv.kernels.cpu import pixel_plans
+    from npdwconv.kernels.cpu import planes
 
-    pixel_plans.FAR = 0
+    planes.FAR = 0
     for channels in (situations.LANES, situations.LANES + 3):
         for stride in (1, 2):
             name, padding = f"far-c{channels}-s{stride}", 1

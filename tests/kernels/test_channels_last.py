@@ -9,7 +9,7 @@ import pytest
 from kernels.children import narrower
 
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import channels_last, phases, pixel_plans
+from npdwconv.kernels.cpu import channels_last, phases, pixel_plans, planes
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
 from npdwconv.threads import get_num_threads
@@ -131,7 +131,7 @@ def test_an_infinite_weight_meets_no_padding():
 @pytest.mark.parametrize("channels", [2 * LANES, 2 * LANES + 3])
 def test_past_the_caches(monkeypatch, channels, stride):
     """Whole lines are streamed, wherever the array begins; nothing around it is written."""
-    monkeypatch.setattr(pixel_plans, "FAR", 0)
+    monkeypatch.setattr(planes, "FAR", 0)
     channels_last.launches.cache_clear()
     for width in (8, 14, 61):
         case = Case((19, stride * width), stride=stride, channels=channels)
@@ -145,6 +145,15 @@ def test_past_the_caches(monkeypatch, channels, stride):
             assert (raw[:first] == 77).all()
             assert (raw[first + wanted.nbytes :] == 77).all()
     channels_last.launches.cache_clear()
+
+
+@pytest.mark.parametrize(("rows", "kernel"), [(1024, "streamed"), (2, "rolled_wide")])
+def test_a_strip_of_a_large_image_stays_in_the_caches(rows, kernel):
+    """It is read again at once; the image's whole result is not."""
+    (h, w) = phases.forward(conv_geometry((1024, 1024), (3, 3), (1, 1), (1, 1), SAME))[0]
+    shapes, types = ((1, 1024, 1024, 32), (1, rows, 1024, 32)), ("float32",) * 4 + ("",)
+    call = pixel_plans.Call(*shapes, (3, 3), ((h._replace(out=rows), w),), types, "", 2, by_channels=False)
+    assert [plan.kernel for plan in pixel_plans.plans(call)] == [kernel]
 
 
 @pytest.mark.sweep

@@ -14,7 +14,6 @@ from npdwconv.kernels.cpu import pixel_plans as plans
 from npdwconv.kernels.cpu.arrays import room_for
 from npdwconv.kernels.cpu.engine import SMALL, Kernel, Launch, compiled
 from npdwconv.kernels.cpu.phases import Sweeps
-from npdwconv.kernels.cpu.pixel_rolling import rolled_whole, rolled_wide, streamed
 from npdwconv.kernels.cpu.pixels import (
     both_at_edge,
     both_inside,
@@ -27,6 +26,7 @@ from npdwconv.kernels.cpu.pixels import (
     upper_inside,
 )
 from npdwconv.kernels.cpu.pool import run_all
+from npdwconv.kernels.cpu.rolled_pixels import rolled_whole, rolled_wide, streamed
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
 

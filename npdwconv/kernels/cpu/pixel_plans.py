@@ -5,11 +5,11 @@ from __future__ import annotations
 from math import gcd, prod
 from typing import NamedTuple
 
-from npdwconv.kernels.cpu import columns
+from npdwconv.kernels.cpu import columns, planes
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
 from npdwconv.kernels.cpu.pixel_rolling import live, steps_late
-from npdwconv.kernels.cpu.planes import FAR, ONE, Axis, grouped
+from npdwconv.kernels.cpu.planes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
@@ -167,7 +167,8 @@ def _group(call: Call, h: Axis, w: Axis, pixels: int) -> int:
     """Tiles side by side whose results go past the caches together; 0 where they had better stay in them."""
     sizes = [prod(shape) * STORED[call.types[operand]][1] for operand, shape in ((0, call.source), (3, call.result))]
     plain = call.types[3] == call.dtype and not call.types[4] and len(h.sweeps) == len(w.sweeps) == h.out_step == 1
-    if sum(sizes) < FAR or not plain or w.first.out <= pixels:
+    stays = sum(sizes) < planes.FAR or planes.few_results(call.result, call.types[3])
+    if stays or not plain or w.first.out <= pixels:
         return 0
     return min(STAGE // (STREAMED * pixels * call.channels * STORED[call.dtype][1]), -(-w.first.out // pixels))
 
@@ -306,12 +307,12 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, *, rolls: bool = False) ->
     which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory. A tile that rolls
     down an image within reach of L2 leaves the rows to one thread: next to another's they are fetched for nothing.
     """
-    lanes, channels, planes = call.lanes, max(call.channels, 1), max(call.result[0] * d.out, 1)
+    lanes, channels, images = call.lanes, max(call.channels, 1), max(call.result[0] * d.out, 1)
     step = lanes * STORED[STORED[call.types[0]][2]][1]
     reached = (w.size * h.size + w.out * h.out) * channels * STORED[call.types[0]][1] / (call.threads * L2_BYTES)
     held = L1_BYTES // max(h.taps * w.size * step, 1)
     vectors = (16 if reached > 1 else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
-    strip, blocks = vectors * lanes, call.threads // gcd(planes, call.threads)
+    strip, blocks = vectors * lanes, call.threads // gcd(images, call.threads)
     strips = -(-channels // strip)
     each = -(-channels // (lanes * blocks)) * lanes
     if call.by_channels:

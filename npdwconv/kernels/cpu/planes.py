@@ -35,6 +35,11 @@ class Call(NamedTuple):
     activation: str
 
 
+def few_results(shape: tuple[int, ...], stored: str) -> bool:
+    """Whether results stay in a cache wherever they come from: those of a strip of a large image are read again."""
+    return prod(shape) * STORED[stored][1] < FAR // 8
+
+
 def items_of(work: int) -> int:
     """About as many items as a launch of so many multiply-adds has."""
     return min(max(work // GRAIN, FEWEST), MOST)
@@ -248,7 +253,8 @@ class Plan:
 
     def _streams(self) -> bool:
         """Whether results are written past the caches: then every row of them begins alike in a cache line."""
-        return self.far and self.w.first.out % self.lanes == 0 and self.names[3] == self.dtype
+        stays = few_results(self.call.out, self.names[3])
+        return self.far and not stays and self.w.first.out % self.lanes == 0 and self.names[3] == self.dtype
 
     def _rolls(self) -> bool:
         """Whether a tile may roll: one source plane for each result, and taps that stay in registers as a whole."""
