@@ -148,8 +148,9 @@ def _shape(call: Call, depth: Sweep, h: Axis, w: Axis) -> int | None:
         return None
     pixels = min(fitting, key=lambda p: -(-places // p) * (p + 1))
     step, span = w.first.stride, (pixels - 1) * w.first.stride + w.reach + 1
-    apart = span - w.low <= w.first.size and (places - pixels) * step >= w.low  # no tile reaches beyond both sides
-    return pixels if places == pixels or apart else None
+    before_last = (-(-places // pixels) - 2) * pixels  # where the last tile begins but one
+    apart = min(pixels, places - pixels) * step >= w.low and before_last * step + span - w.low <= w.first.size
+    return pixels if places == pixels or apart else None  # only the first tile and the last reach beyond the image
 
 
 def _short(call: Call) -> bool:
