@@ -20,9 +20,8 @@ from npdwconv.plans import (
     convolve,
     depthwise_plan,
     open_call,
-    recall,
-    remember,
 )
+from npdwconv.recalled import recall, remember
 
 _settled: dict[Any, ConvGeometry] = {}
 
@@ -225,9 +224,8 @@ def _conv(rank: int) -> DepthwiseConv:
         >>> {name}(x, weight, padding="same").shape
         (1, 2, {fours})
         """
-        run = kernel(name, "depthwise_fwd", backend, x, weight, bias)
-        options = ConvOptions(stride, padding, dilation, padding_mode, layout, activation)
-        return convolve(name, rank, run, (x, weight, bias), options, out)
+        options = stride, padding, dilation, padding_mode, layout, activation
+        return convolve(name, rank, "depthwise", (x, weight, bias), options, backend, out)
 
     return spelled(conv, name, rank)
 

@@ -43,6 +43,8 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "separable_bwd": ("separable", ("reference", "numba", "cuda")),
     "bias_bwd": ("epilogue", ("reference", "numba", "cuda")),
     "network": ("network", ("numba",)),
+    "depthwise_ready": ("depthwise", ("numba",)),
+    "transpose_ready": ("depthwise", ("numba",)),
 }
 
 _VARIABLE = "NPDWCONV_BACKEND"
@@ -117,13 +119,18 @@ def _chosen_by(name: str, why: str) -> BackendChoice:
     return BackendChoice(name, why if reason is None else f"{why}, but it cannot be used: {reason}")
 
 
-def exists(operation: str, x: Array) -> bool:
-    """Whether the backend that a call with the host array ``x`` would take has ``operation``."""
-    key = (operation, _context.get(), _named())
+def exists(operation: str, backend: str | None, x: Array) -> bool:
+    """Whether the backend that a call with the host array ``x`` takes has ``operation``."""
+    key = (operation, backend, *surroundings())
     found = _existing.get(key)
     if found is None:
-        found = _existing[key] = explain_backend(x).backend in TABLE[operation][1]
+        found = _existing[key] = explain_backend(x, backend=backend).backend in TABLE[operation][1]
     return found
+
+
+def surroundings() -> tuple[Any, Any]:
+    """What the choice of a backend depends on beside the call."""
+    return _context.get(), _named()
 
 
 def _named() -> Any:

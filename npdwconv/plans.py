@@ -9,20 +9,17 @@ import numpy as np
 
 from npdwconv.activations import ACTIVATIONS, Activation
 from npdwconv.arguments import Call, check_allocatable, check_multiplier, fits_plainly
-from npdwconv.device import DeviceArray, adopted, on_device
-from npdwconv.dispatch import Kernel, kernels
-from npdwconv.errors import DTypeError
+from npdwconv.device import DeviceArray
+from npdwconv.dispatch import Kernel, kernel, kernels
 from npdwconv.geometry import ConvGeometry, conv_geometry, transpose_geometry
 from npdwconv.layouts import LAYOUTS, Array, shape_of, split_shape
 from npdwconv.memory import empty
 from npdwconv.options import PADDING_MODES, needed_names, one_of, padding_form, per_axis
 from npdwconv.precision import accumulator
+from npdwconv.recalled import at_once, make_ready, ready_key, recall, remember
 
 Needs = str | Iterable[str]
 NEEDS = ("x", "weight", "bias")
-
-_PLAIN = {int, str, type(None)}
-_MOST_REMEMBERED = 4096
 
 
 class Grads(NamedTuple):
@@ -118,60 +115,6 @@ def depthwise_plan(
     return plan
 
 
-def recall(name: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
-    """`recall_key`, and the arrays; another package's device arrays as ours, so that such calls are recalled, too."""
-    key = recall_key(name, arrays, options)
-    if key is None and any(array is not None and type(array) is not np.ndarray for array in arrays):
-        arrays = tuple(placed(name, array) for array in arrays)
-        key = recall_key(name, arrays, options)
-    return key, arrays
-
-
-def placed(name: str, array: Any) -> Any:
-    """A device array of another package as ours; anything else, and what cannot be taken, as it is."""
-    if array is None or isinstance(array, np.ndarray) or not on_device(array):
-        return array
-    try:
-        return adopted(name, array)
-    except DTypeError:
-        return array  # the check of operands says what is wrong, and in which call
-
-
-def recall_key(name: str, arrays: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
-    """What a checked call depends on beside its arrays' contents; None where a check might depend on more.
-
-    Only NumPy's own arrays and plain ints, strings and tuples of them count: ``True == 1``, but only one is a stride.
-    """
-    if not _plain(options):
-        return None
-    parts: list[Any] = [name, options]
-    for array in arrays:
-        if array is None:
-            parts.append(None)
-        elif type(array) is np.ndarray:
-            parts.append((array.shape, array.dtype))
-        elif type(array) is DeviceArray:
-            parts.append((array.shape, array.dtype, DeviceArray))
-        else:
-            return None
-    return tuple(parts)
-
-
-def remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
-    """Keep ``value``, forgetting everything when there are too many."""
-    if len(memory) >= _MOST_REMEMBERED:
-        memory.clear()
-    memory[key] = value
-
-
-def _plain(values: tuple[Any, ...]) -> bool:
-    for value in values:
-        kind = type(value)
-        if kind not in _PLAIN and not (kind is tuple and _plain(value)):
-            return False
-    return True
-
-
 def _checked_plan(
     name: str, rank: int, x: Any, weight: Any, bias: Any, options: ConvOptions, stage: str
 ) -> DepthwisePlan:
@@ -193,15 +136,27 @@ def _checked_plan(
 
 
 def convolve(
-    name: str, rank: int, run: Kernel, operands: tuple[Any, Any, Any], options: ConvOptions, out: Any
+    name: str,
+    rank: int,
+    family: str,
+    operands: tuple[Any, Any, Any],
+    options: tuple[Any, ...],
+    backend: str | None,
+    out: Any,
 ) -> Array:
-    """Check, plan and run a depthwise or transposed depthwise call; one like a call before is run at once."""
-    key, (x, weight, bias) = recall(name, operands, options[:-1])
-    known = None if key is None else _settled.get(key)
-    if known is None or not (out is None or fits_plainly(out, known.shape, (x, weight, bias))):
-        return forward(run, depthwise_plan(name, rank, x, weight, bias, options), out)
-    result: Array = empty(x, known.shape) if out is None else out
-    run(x, weight[:, 0], bias, result, known.geometry, options.layout, known.activation)
+    """Check, plan and run a call of a forward of ``family`` (depthwise or transpose); one like a call before at once.
+
+    ``options``: the first of `ConvOptions`, all but ``transposed``.
+    """
+    key = ready_key(name, backend, operands, options)
+    result = at_once(key, operands, out)
+    if result is not None:
+        return result
+    run = kernel(name, f"{family}_fwd", backend, *operands)
+    plan = depthwise_plan(name, rank, *operands, ConvOptions(*options)._replace(transposed=family == "transpose"))
+    result = forward(run, plan, out)
+    how = plan.geometry, plan.call.layout, plan.activation
+    make_ready(key, name, f"{family}_ready", backend, (plan.x, plan.weight, plan.bias, result), how, plan.shape)
     return result
 
 

@@ -9,20 +9,9 @@ from npdwconv.arguments import Call
 from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, shape_of, split_shape
 from npdwconv.memory import empty
-from npdwconv.plans import (
-    NEEDS,
-    Grads,
-    Needs,
-    activation_named,
-    asked,
-    backward_kernels,
-    empty_grads,
-    given,
-    open_call,
-    recall,
-    remember,
-)
+from npdwconv.plans import NEEDS, Grads, Needs, activation_named, asked, backward_kernels, empty_grads, given, open_call
 from npdwconv.precision import accumulator
+from npdwconv.recalled import recall, remember
 
 
 class PointwisePlan(NamedTuple):

@@ -19,9 +19,8 @@ from npdwconv.plans import (
     depthwise_plan,
     empty_grads,
     given,
-    recall_key,
-    remember,
 )
+from npdwconv.recalled import recall_key, remember
 
 
 class SeparableGrads(NamedTuple):

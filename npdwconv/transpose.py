@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from npdwconv.dispatch import kernel
 from npdwconv.layouts import Array, spelled
 from npdwconv.plans import NEEDS, ConvOptions, Grads, Needs, backward, backward_kernels, convolve, depthwise_plan
 
@@ -98,9 +97,8 @@ def _transpose(rank: int) -> DepthwiseConvTranspose:
         >>> {name}(x, weight, stride=2).shape
         (1, 2, {fours})
         """
-        run = kernel(name, "transpose_fwd", backend, x, weight, bias)
-        options = ConvOptions(stride, padding, dilation, "zeros", layout, activation, output_padding, True)
-        return convolve(name, rank, run, (x, weight, bias), options, out)
+        options = stride, padding, dilation, "zeros", layout, activation, output_padding
+        return convolve(name, rank, "transpose", (x, weight, bias), options, backend, out)
 
     return spelled(conv_transpose, name, rank)
 

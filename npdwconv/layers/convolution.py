@@ -27,8 +27,9 @@ from npdwconv.layers.initial import Rng, activation_name, uniform
 from npdwconv.layers.normalization import BatchNorm
 from npdwconv.layouts import LAYOUTS, Array
 from npdwconv.options import PADDING_MODES, integer, one_of, padding_form, per_axis
-from npdwconv.plans import ConvOptions, depthwise_plan, remember
+from npdwconv.plans import ConvOptions, depthwise_plan
 from npdwconv.pointwise import pointwise_conv, pointwise_conv_backward, pointwise_plan
+from npdwconv.recalled import remember
 
 Padding = int | str | tuple[int | tuple[int, int], ...]
 Pack = Callable[[Array], Any]

@@ -9,7 +9,7 @@ import numpy as np
 from npdwconv.dispatch import exists, kernel
 from npdwconv.kernels.steps import Step
 from npdwconv.layouts import Array
-from npdwconv.plans import remember
+from npdwconv.recalled import remember
 
 _DTYPES = ("float32", "float64")
 
@@ -32,7 +32,7 @@ class Whole:
         if fits is None:
             fits = self._fits(x)
             remember(self._fitting, key, fits)
-        return fits and exists("network", x)
+        return fits and exists("network", None, x)
 
     def _fits(self, x: Array) -> bool:
         if self.weight is None or x.dtype != self.weight.dtype or not x.size:

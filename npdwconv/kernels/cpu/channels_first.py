@@ -6,6 +6,7 @@ summed in one order, over the channels that fold into it, then depth, rows and c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -21,7 +22,7 @@ from npdwconv.kernels.cpu.column_tiles import (
     gather_lanes,
     start,
 )
-from npdwconv.kernels.cpu.engine import Kernel, Launch
+from npdwconv.kernels.cpu.engine import Kernel, Launch, Program
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.rolling import rolled
 from npdwconv.kernels.cpu.taps import (
@@ -186,15 +187,35 @@ def gather(
     Arrays are C-contiguous, (N, C, *spatial) and (C·M, *kernel); with more channels in ``source`` than in ``out`` a
     result sums over the M source channels that are its own.
     """
-    dtypes = (
-        source.dtype,
-        weight.dtype,
-        None if bias is None else bias.dtype,
-        out.dtype,
-        None if other is None else other.dtype,
-    )
-    for launch in launches(plans.Call(source.shape, weight.shape, out.shape, dtypes, activation), passes):
+    for launch in _launches(source, weight, bias, out, passes, activation, other):
         launch(source, weight, bias, out, other)
+
+
+def ready(
+    source: Array,
+    weight: Array,
+    bias: Array | None,
+    out: Array,
+    passes: tuple[Sweeps, ...],
+    activation: str,
+) -> Callable[[Array, Array, Array | None, Array], bool]:
+    """`gather` of arrays like these; the call runs nothing and returns False where it would have to copy one."""
+    steps = [(launch, range(5)) for launch in _launches(source, weight, bias, out, passes, activation, None)]
+    program = Program(steps, [0 if array is None else array.nbytes for array in (source, weight, bias, out)], result=3)
+    return lambda x, weight, bias, out: program(x, weight, bias, out, None)
+
+
+def _launches(
+    source: Array,
+    weight: Array,
+    bias: Array | None,
+    out: Array,
+    passes: tuple[Sweeps, ...],
+    activation: str,
+    other: Array | None,
+) -> tuple[Launch, ...]:
+    dtypes = tuple([None if array is None else array.dtype for array in (source, weight, bias, out, other)])
+    return launches(plans.Call(source.shape, weight.shape, out.shape, dtypes, activation), passes)
 
 
 @lru_cache(maxsize=4096)

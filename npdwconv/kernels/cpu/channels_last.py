@@ -6,13 +6,15 @@ out of a tile's loop; columns beside it are masked: padding reads nothing, whate
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 from npdwconv.kernels.cpu import pixel_plans as plans
 from npdwconv.kernels.cpu.arrays import room_for
-from npdwconv.kernels.cpu.engine import SMALL, Kernel, Launch, compiled
+from npdwconv.kernels.cpu.engine import Kernel, Launch, Program, compiled
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.pixels import (
     both_at_edge,
@@ -25,7 +27,6 @@ from npdwconv.kernels.cpu.pixels import (
     upper_at_edge,
     upper_inside,
 )
-from npdwconv.kernels.cpu.pool import run_all
 from npdwconv.kernels.cpu.rolled_pixels import rolled_whole, rolled_wide, streamed
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
@@ -159,16 +160,27 @@ KERNELS = {
 }
 
 
-class Dense(NamedTuple):
-    """The launches of one dense correlation: all weights packed to [fold][taps][channels], then the sums.
+@dataclass(frozen=True)
+class Dense:
+    """A dense correlation: all weights packed to [fold][taps][channels], then the sums of every pass."""
 
-    Packing is the same for every pass of a call.
-    """
-
-    packed: int
+    packed: int  # packed weights, for all passes the same
     dtype: str
     pack: Launch
-    run: Launch
+    passes: tuple[Launch, ...]
+
+    def program(self, sizes: Sequence[int] = ()) -> Program:
+        """All of it over (source, weight, bias, out, other, packed weights); `Program` has what ``sizes`` do."""
+        sums = [(run, (0, 5, 2, 3, 4)) for run in self.passes]
+        return Program([(self.pack, (1, 5)), *sums], sizes, result=3 if sizes else -1)
+
+    @cached_property
+    def whole(self) -> Program:
+        return self.program()
+
+    def room(self) -> Array:
+        """Where the packed weights lie."""
+        return room_for(self.packed, self.dtype, "taps")
 
 
 def gather(
@@ -187,16 +199,24 @@ def gather(
     result is ``other · activation′(z)``.
     """
     dtypes = (source.dtype, weight.dtype, bias is not None, out.dtype, None if other is None else other.dtype)
-    threads = get_num_threads()
-    found = launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, threads)
-    packed = room_for(found[0].packed, found[0].dtype, "taps")
-    if len(found) == 1:
-        found[0].pack(weight, packed)
-        found[0].run(source, packed, bias, out, other)
-        return
-    sums = [dense.run.bound(source, packed, bias, out, other) for dense in found]
-    small = sum(dense.run.work for dense in found) < SMALL
-    run_all([found[0].pack.bound(weight, packed), *sums], 1 if small else threads)
+    dense = launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads())
+    dense.whole(source, weight, bias, out, other, dense.room())
+
+
+def ready(
+    source: Array,
+    weight: Array,
+    bias: Array | None,
+    out: Array,
+    passes: tuple[Sweeps, ...],
+    activation: str,
+) -> Callable[[Array, Array, Array | None, Array], bool]:
+    """`gather` of arrays like these; the call runs nothing and returns False where it would have to copy one."""
+    dtypes = (source.dtype, weight.dtype, bias is not None, out.dtype, None)
+    dense = launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads())
+    bytes_ = [0 if array is None else array.nbytes for array in (source, weight, bias, out)]
+    program, room = dense.program([*bytes_, 0, dense.room().nbytes]), dense.room
+    return lambda x, weight, bias, out: program(x, weight, bias, out, None, room())
 
 
 @lru_cache(maxsize=1024)
@@ -209,20 +229,15 @@ def launches(
     activation: str,
     threads: int,
     by_channels: bool = False,
-) -> tuple[Dense, ...]:
-    """The launches of every pass."""
+) -> Dense:
+    """The launches of all passes."""
     x, w, bias, out, other = dtypes
     names = (x.name, w.name, w.name if bias else "", out.name, "" if other is None else other.name)
     call = plans.Call(source, result, weight[1:], passes, names, activation, threads, by_channels)
     fixed, numbers = plans.packing(call)
     vectors, work = -(-call.channels // call.lanes), 5 * prod(weight[1:]) * call.channels * call.fold
     packs = Launch(pack, ("weight", "packed"), fixed, numbers, items=vectors, work=work)
-    return tuple(
-        Dense(
-            call.packed,
-            call.dtype,
-            packs,
-            Launch(KERNELS[p.kernel], POINTERS, p.fixed, p.numbers, items=p.items, work=p.work),
-        )
-        for p in plans.plans(call)
-    )
+    runs = [
+        Launch(KERNELS[p.kernel], POINTERS, p.fixed, p.numbers, items=p.items, work=p.work) for p in plans.plans(call)
+    ]
+    return Dense(call.packed, call.dtype, packs, tuple(runs))

@@ -7,6 +7,7 @@ the adjoint in the weight.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -15,14 +16,17 @@ from npdwconv.activations import Activation
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_first, channels_last, phases
 from npdwconv.kernels.cpu.arrays import deliver, plain, target
+from npdwconv.kernels.cpu.engine import checks
 from npdwconv.kernels.cpu.weight_gradient import correlate
 from npdwconv.kernels.reference import depthwise as reference
 from npdwconv.kernels.reference.borders import pad_bwd, pad_fwd
 from npdwconv.layouts import Array
 from npdwconv.precision import accumulator
 
-_GATHER = {"channels_first": channels_first.gather, "channels_last": channels_last.gather}
+_LAYOUTS = {"channels_first": channels_first, "channels_last": channels_last}
 _FIRST_AXIS = {"channels_first": 2, "channels_last": 1}
+
+Ready = Callable[[Array, Array, Array | None, Array], bool]  # runs over (x, weight, bias, out), or returns False
 
 _forward, _adjoint = lru_cache(phases.forward), lru_cache(phases.adjoint)
 
@@ -39,8 +43,37 @@ def _gather(
 ) -> None:
     written, name = target(out), "" if activation is None else activation.name
     b, factor = None if bias is None else plain(bias), None if other is None else plain(other)
-    _GATHER[layout](plain(source), plain(weight), b, written, passes, name, factor)
+    _LAYOUTS[layout].gather(plain(source), plain(weight), b, written, passes, name, factor)
     deliver(written, out)
+
+
+def _ready(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    out: Array,
+    passes: tuple[phases.Sweeps, ...],
+    layout: str,
+    activation: Activation | None,
+) -> Ready | None:
+    if not (x.size and out.size and checks()):
+        return None
+    found: Ready = _LAYOUTS[layout].ready(x, weight, bias, out, passes, "" if activation is None else activation.name)
+    return found
+
+
+def depthwise_ready(
+    x: Array, weight: Array, bias: Array | None, out: Array, g: ConvGeometry, layout: str, activation: Activation | None
+) -> Ready | None:
+    """`depthwise_fwd` of arrays like these; None where something has to be copied."""
+    return None if g.copies_border else _ready(x, weight, bias, out, _forward(g), layout, activation)
+
+
+def transpose_ready(
+    x: Array, weight: Array, bias: Array | None, out: Array, g: ConvGeometry, layout: str, activation: Activation | None
+) -> Ready | None:
+    """`transpose_fwd` of arrays like these."""
+    return _ready(x, weight, bias, out, _adjoint(g), layout, activation)
 
 
 def depthwise_fwd(

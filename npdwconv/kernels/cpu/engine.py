@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
 from npdwconv.kernels.cpu.compilation import OPTIONS, Kernel, compiled, inlined
-from npdwconv.kernels.cpu.pool import run, sealed
+from npdwconv.kernels.cpu.pool import AT_FLAGS, PLACES, READABLE, WORD, WRITABLE, functions, run, sealed
 from npdwconv.kernels.cpu.spec import Fixed, Spec
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
 
-__all__ = ["OPTIONS", "Kernel", "Launch", "address", "compiled", "inlined"]
+__all__ = ["OPTIONS", "Kernel", "Launch", "Program", "address", "compiled", "inlined"]
 
 SMALL = 100_000  # multiply-adds below which waking threads costs more than they save
 
@@ -39,43 +40,74 @@ class Launch:
         work: int,
     ) -> None:
         self.spec = Spec((*pointers, *numbers), tuple(fixed.items()))
-        self.items, self.work = items, work
-        self._addresses = struct.Struct(f"{len(pointers)}q").pack
+        self.items, self.work, self.pointers = items, work, len(pointers)
+        self.most = 1 if work < SMALL else items  # threads that are worth having
         self.numbers = struct.pack(f"{len(numbers)}q", *numbers.values())
         self.entry = kernel.entry(self.spec) if items else 0
-        self._heads: dict[int, bytes] = {}  # by the number of threads
+
+    @cached_property
+    def _alone(self) -> Program:
+        return Program([(self, range(self.pointers))])
 
     def __call__(self, *arrays: Array | None) -> None:
         """Run over these arrays, which must be as the numbers say: nothing here is checked."""
-        if not self.items:
-            return
-        threads = self._threads()
-        head = self._heads.get(threads)
-        if head is None:
-            head = self._heads[threads] = sealed(
-                self.entry, self.items, threads, len(arrays) if _OFFSET else 0, _OFFSET
-            )
-        holders = [0 if array is None else id(array) for array in arrays] if _OFFSET else map(address, arrays)
-        run(head + self._addresses(*holders) + self.numbers, threads, self.work)
+        if self.items:
+            self._alone(*arrays)
 
     def bound(self, *arrays: Array | None) -> bytes:
-        """This launch over these arrays for `pool.run_all`, as long as they live."""
-        return sealed(self.entry, self.items, self._threads()) + self._addresses(*map(address, arrays)) + self.numbers
+        """This launch over these arrays for `pool.run_series`, as long as they live."""
+        pointers = struct.pack(f"{len(arrays)}q", *map(address, arrays))
+        return sealed(self.entry, self.items, self.most, pointers + self.numbers)
 
-    def _threads(self) -> int:
-        return 1 if self.work < SMALL else min(self.items, get_num_threads())
+    def placed(self, places: Sequence[int]) -> bytes:
+        """This launch as part of a program, over the arrays at these places among the program's."""
+        pointers = struct.pack(f"{len(places)}q", *places)
+        return sealed(self.entry, self.items, self.most, pointers + self.numbers, len(places))
+
+
+class Program:
+    """Launches one after another, each with the places of its arrays among those that a call passes: at most `PLACES`.
+
+    With ``sizes``, the arrays' bytes, and ``result``, the place of the one that is written, a call runs nothing and
+    returns False unless each array is one aligned run of memory and the result's is its own and may be written to.
+    Shapes and dtypes are not looked at.
+    """
+
+    def __init__(
+        self, steps: Sequence[tuple[Launch, Sequence[int]]], sizes: Sequence[int] = (), result: int = -1
+    ) -> None:
+        self._work, self._most = sum(launch.work for launch, _ in steps), max(launch.most for launch, _ in steps)
+        self._packers = [struct.Struct(f"{count + 1}q{WORD * (PLACES - count)}x").pack for count in range(PLACES + 1)]
+        sized = [*sizes, *[0] * (PLACES - len(sizes))]
+        fields = struct.pack(f"{3 + PLACES}q", len(steps), _OFFSET, result, *sized)
+        self._rest = fields + b"".join(launch.placed(places) for launch, places in steps)
+
+    def __call__(self, *arrays: Array | None) -> bool:
+        """Run over these arrays."""
+        count = 1 if self._most == 1 else min(self._most, get_num_threads())
+        holders = [0 if array is None else id(array) for array in arrays] if _OFFSET else map(address, arrays)
+        return run(functions().program, self._packers[len(arrays)](count, *holders) + self._rest, count, self._work)
 
 
 def _data_offset() -> int:
     """Where an array object holds the address of its data: right behind the object's head (NumPy's ndarraytypes.h).
 
-    0 where that is not so; then addresses are asked of NumPy, which takes a microsecond for each.
+    0 where that is not so, or its flags are not where programs look; then addresses are asked of NumPy, which takes a
+    microsecond for each, and programs check nothing.
     """
-    probe, head = np.empty(1), object.__basicsize__
-    return head if ctypes.c_int64.from_address(id(probe) + head).value == probe.ctypes.data else 0
+    probe, head = np.empty(2), object.__basicsize__
+    first, flags = (ctypes.c_int64.from_address(id(probe) + head + WORD * word) for word in (0, AT_FLAGS))
+    known = first.value == probe.ctypes.data and flags.value & WRITABLE == WRITABLE
+    probe.flags.writeable = False
+    return head if known and flags.value & WRITABLE == READABLE else 0
 
 
 _OFFSET = _data_offset()
+
+
+def checks() -> bool:
+    """Whether programs can check their arrays."""
+    return _OFFSET != 0
 
 
 def address(array: Array | None) -> int:

@@ -213,10 +213,11 @@ def _dense(network: Network, index: int, x: Array, out: Shape, *, by_channels: b
     step = network.steps[index]
     weight, passes = _weight(step), phases.forward(_geometry(step, x.shape))
     dtypes = (x.dtype, weight.dtype, step.bias is not None, x.dtype, None)
-    (dense,) = channels_last.launches(
+    dense = channels_last.launches(
         x.shape, out, weight.shape, passes, dtypes, step.activation, get_num_threads(), by_channels
     )
-    return dense.run, _taps(network, index, dense)
+    (run,) = dense.passes
+    return run, _taps(network, index, dense)
 
 
 def _taps(network: Network, index: int, dense: channels_last.Dense) -> Array:

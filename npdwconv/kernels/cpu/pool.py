@@ -18,21 +18,17 @@ import atexit
 import ctypes
 import os
 import struct
-import sys
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.compilation import Kernel, compiled
-from npdwconv.kernels.cpu.simd import I64
 from npdwconv.kernels.cpu.spec import Spec
+from npdwconv.kernels.cpu.words import add as add_to
+from npdwconv.kernels.cpu.words import address_of, call, exchanged, note, offer, pause, read, word, write
 
 BITS = 18  # of a chunk's number in a ticket: launch number, first chunk left, one past the last chunk left
 MASK = (1 << BITS) - 1
@@ -43,211 +39,129 @@ FAREWELL = 1.0  # seconds that the interpreter's end waits for a helper
 
 # bytes of the shared state: the ticket and what goes with it in one cache line, which a helper looks at, then DONE's
 TICKET, ENTRY, BLOCK, ITEMS, CHUNK, COUNT, DONE = 0, 8, 16, 24, 32, 40, 64
-HEADER = ("entry", "items", "chunk", "chunks", "count", "arrays", "offset")  # what precedes a kernel's own block
+HEADER = ("entry", "items", "chunk", "chunks", "most", "bytes", "pointers")  # what precedes a kernel's own block
 WORD = 8
 HEADER_BYTES = WORD * len(HEADER)
-AT_ENTRY, AT_ITEMS, AT_CHUNK, AT_CHUNKS, AT_COUNT = range(5)
-_SPEC = Spec(HEADER, ())
+AT_ENTRY, AT_ITEMS, AT_CHUNK, AT_CHUNKS, AT_MOST, AT_BYTES, AT_POINTERS = range(len(HEADER))
+PLACES = 6  # arrays of a program at most
+AT_ARRAYS = 1
+AT_SIZES = 4 + PLACES
+PROGRAM = ("count", *(f"array{i}" for i in range(PLACES)), "launches", "offset", "result")  # then sizes, launches
+AT_FLAGS = 6  # word of an array object, counted from its data's address (NumPy's ndarraytypes.h)
+READABLE, WRITABLE = 0x101, 0x501  # flags: one run of memory and aligned; and writeable
 _header = struct.Struct(f"{len(HEADER)}q").pack
-
-
-def _pointer(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, I64.as_pointer())
-
-
-@intrinsic
-def _read(typing: Any, address: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(_pointer(builder, arguments[0]), "seq_cst", 8)
-
-    return types.int64(types.int64), generate
-
-
-@intrinsic
-def _write(typing: Any, address: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store_atomic(arguments[1], _pointer(builder, arguments[0]), "seq_cst", 8)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64), generate
-
-
-@intrinsic
-def _note(typing: Any, address: Any, value: Any) -> Any:
-    """Write what is read only by who sees a later `_write`."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        builder.store_atomic(arguments[1], _pointer(builder, arguments[0]), "release", 8)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64), generate
-
-
-@intrinsic
-def _word(typing: Any, address: Any, place: Any) -> Any:
-    """The word at ``place`` of a block."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(builder.gep(_pointer(builder, arguments[0]), [arguments[1]]))
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def _add(typing: Any, address: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("add", _pointer(builder, arguments[0]), arguments[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), generate
-
-
-@intrinsic
-def _exchanged(typing: Any, address: Any, old: Any, new: Any) -> Any:
-    """Put ``new`` where ``old`` is; False where something else is."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = _pointer(builder, arguments[0])
-        return builder.extract_value(builder.cmpxchg(place, arguments[1], arguments[2], "seq_cst", "seq_cst"), 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def _pause(typing: Any) -> Any:
-    """Tell the processor that this is a waiting loop."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if "x86_64" in builder.module.triple:
-            kind = ir.FunctionType(ir.VoidType(), [])
-            name = "llvm.x86.sse2.pause"
-            builder.call(builder.module.globals.get(name) or ir.Function(builder.module, kind, name), [])
-        return context.get_dummy_value()
-
-    return types.none(), generate
-
-
-@intrinsic
-def _offer(typing: Any) -> Any:
-    """Let another thread have the core."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if sys.platform != "win32":
-            kind = ir.FunctionType(ir.IntType(32), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
-        return context.get_dummy_value()
-
-    return types.none(), generate
-
-
-@intrinsic
-def call(typing: Any, entry: Any, block: Any, item: Any) -> Any:
-    """Run the kernel at ``entry``."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(8).as_pointer(), [I64.as_pointer(), I64])
-        function = builder.inttoptr(arguments[0], kind.as_pointer())
-        builder.call(function, [_pointer(builder, arguments[1]), arguments[2]])
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, types.int64), generate
-
-
-@intrinsic
-def _own_block(typing: Any, task: Any) -> Any:
-    """The address of what follows the header."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.add(builder.ptrtoint(arguments[0], I64), I64(HEADER_BYTES))
-
-    return types.int64(task), generate
-
-
-def _found(task: Any) -> Any:
-    """The block, in place of its first ``arrays`` words that are addresses of objects those of their data."""
-    block = _own_block(task)
-    for i in range(task.arrays):
-        holder = _word(block, i)
-        if holder != 0:
-            _note(block + 8 * i, _word(holder + task.offset, 0))
-    return block
-
-
-found = compiled(_found)
-
-
-def _serial(task: Any, _: Any) -> None:
-    block = found(task)
-    for item in range(task.items):
-        call(task.entry, block, item)
 
 
 def _shared(state: Any, entry: Any, block: Any, items: Any, chunk: Any, chunks: Any, count: Any) -> None:
     """Open a ticket, take chunks from its front, and wait for those that others took."""
-    closed = ((_read(state + TICKET) >> (2 * BITS)) + 1) << (2 * BITS)
-    _write(state + TICKET, closed)
-    _note(state + ENTRY, entry)
-    _note(state + BLOCK, block)
-    _note(state + ITEMS, items)
-    _note(state + CHUNK, chunk)
-    _note(state + COUNT, count)
-    _note(state + DONE, 0)
-    _write(state + TICKET, closed + chunks)
+    closed = ((read(state + TICKET) >> (2 * BITS)) + 1) << (2 * BITS)
+    write(state + TICKET, closed)
+    note(state + ENTRY, entry)
+    note(state + BLOCK, block)
+    note(state + ITEMS, items)
+    note(state + CHUNK, chunk)
+    note(state + COUNT, count)
+    note(state + DONE, 0)
+    write(state + TICKET, closed + chunks)
     while True:
-        ticket = _read(state + TICKET)
+        ticket = read(state + TICKET)
         first, last = (ticket >> BITS) & MASK, ticket & MASK
         if first >= last:
             break
-        if _exchanged(state + TICKET, ticket, ticket + (1 << BITS)):
+        if exchanged(state + TICKET, ticket, ticket + (1 << BITS)):
             for item in range(first * chunk, min((first + 1) * chunk, items)):
                 call(entry, block, item)
-            _add(state + DONE, 1)
+            add_to(state + DONE, 1)
     looked = 0
-    while _read(state + DONE) < chunks:
+    while read(state + DONE) < chunks:
         looked += 1
         if looked < POLITE:
-            _pause()
+            pause()
         else:
-            _offer()
+            offer()
 
 
 shared = compiled(_shared)
 
 
-def _lead(task: Any, state: Any) -> None:
-    """Run a launch with the helpers."""
-    shared(state, task.entry, found(task), task.items, task.chunk, task.chunks, task.count)
+def _launch(state: Any, count: Any, header: Any) -> None:
+    """Run a launch, by ``count`` threads where it is worth it and there are helpers."""
+    entry, items, block = word(header, AT_ENTRY), word(header, AT_ITEMS), header + HEADER_BYTES
+    count = min(count, word(header, AT_MOST))
+    if count > 1 and state != 0:
+        shared(state, entry, block, items, word(header, AT_CHUNK), word(header, AT_CHUNKS), count)
+    else:
+        for item in range(items):
+            call(entry, block, item)
 
 
-def _lead_all(task: Any, state: Any) -> None:
-    """Run the launches whose blocks' addresses follow the header, one after another; small ones alone."""
-    addresses = _own_block(task)
-    for step in range(task.items):
-        block = _word(addresses, step)
-        entry, items, own = _word(block, AT_ENTRY), _word(block, AT_ITEMS), block + HEADER_BYTES
-        count = min(_word(block, AT_COUNT), task.count)
-        if count > 1:
-            shared(state, entry, own, items, _word(block, AT_CHUNK), _word(block, AT_CHUNKS), count)
-        else:
-            for item in range(items):
-                call(entry, own, item)
+launch = compiled(_launch)
+
+
+def _series(task: Any, state: Any) -> Any:
+    """Run the launches at the addresses that follow the fields."""
+    addresses = address_of(task) + 2 * WORD
+    for step in range(task.launches):
+        launch(state, task.count, word(addresses, step))
+    return 1
+
+
+def _fits(task: Any, block: Any) -> Any:
+    """Whether every array is one run of memory, and the result's is its own and may be written."""
+    target = word(word(block, AT_ARRAYS + task.result) + task.offset, 0)
+    end = target + word(block, AT_SIZES + task.result)
+    for i in range(PLACES):
+        holder = word(block, AT_ARRAYS + i)
+        if holder != 0:
+            place, needed = word(holder + task.offset, 0), WRITABLE if i == task.result else READABLE
+            if word(holder + task.offset, AT_FLAGS) & needed != needed:
+                return False
+            if i != task.result and place < end and target < place + word(block, AT_SIZES + i):
+                return False
+    return True
+
+
+fits = compiled(_fits)
+
+
+def _program(task: Any, state: Any) -> Any:
+    """Run launches whose blocks name their arrays by place; 0, and nothing done, where the arrays do not fit.
+
+    The addresses are put into the blocks: these must be fresh ones.
+    """
+    block = address_of(task)
+    if task.result >= 0 and not fits(task, block):
+        return 0
+    for i in range(AT_ARRAYS, AT_ARRAYS + PLACES):
+        holder = word(block, i)
+        if holder != 0 and task.offset != 0:
+            note(block + WORD * i, word(holder + task.offset, 0))
+    header = block + WORD * (AT_SIZES + PLACES)
+    for _ in range(task.launches):
+        own = header + HEADER_BYTES
+        for i in range(word(header, AT_POINTERS)):
+            note(own + WORD * i, word(block, AT_ARRAYS + word(own, i)))
+        launch(state, task.count, header)
+        header += word(header, AT_BYTES)
+    return 1
 
 
 def _help(task: Any, worker: Any) -> None:
-    """Take chunks from the back of tickets, until there have been none for a while; ``entry`` is the shared state's."""
-    state, idle = task.entry, 0
-    while idle < task.items:
-        ticket = _read(state + TICKET)
+    """Take chunks from the back of tickets, until there have been none for a while."""
+    state, idle = task.state, 0
+    while idle < task.patience:
+        ticket = read(state + TICKET)
         first, last = (ticket >> BITS) & MASK, ticket & MASK
-        if first < last and worker < _read(state + COUNT):
-            entry, block, items = _read(state + ENTRY), _read(state + BLOCK), _read(state + ITEMS)
-            chunk = _read(state + CHUNK)
-            if _exchanged(state + TICKET, ticket, ticket - 1):
+        if first < last and worker < read(state + COUNT):
+            entry, block, items = read(state + ENTRY), read(state + BLOCK), read(state + ITEMS)
+            chunk = read(state + CHUNK)
+            if exchanged(state + TICKET, ticket, ticket - 1):
                 for item in range((last - 1) * chunk, min(last * chunk, items)):
                     call(entry, block, item)
-                _add(state + DONE, 1)
+                add_to(state + DONE, 1)
                 idle = 0
         else:
-            _pause()
+            pause()
             idle += 1
 
 
@@ -259,7 +173,7 @@ class _Helper(threading.Thread):
         self.asleep, self.dismissed, self.bell = False, False, threading.Lock()
         self.bell.acquire()
         self._number, self._help = number, help_
-        self._block = _header(state, PATIENCE, 0, 0, 0, 0, 0)
+        self._block = struct.pack("2q", state, PATIENCE)
 
     def run(self) -> None:
         while not self.dismissed:
@@ -332,8 +246,8 @@ if hasattr(os, "register_at_fork"):
 atexit.register(lambda: _pool.close())
 
 
-def run(launch: bytes, count: int, work: int = WAKING) -> None:
-    """Run a launch, `sealed` and with its block, by ``count`` threads where no other launch has them.
+def run(function: Any, block: bytes, count: int, work: int = WAKING) -> bool:
+    """Call one of `functions` with helpers where ``count`` threads are wanted and no other launch has them.
 
     ``work`` is its number of multiply-adds.
     """
@@ -341,56 +255,37 @@ def run(launch: bytes, count: int, work: int = WAKING) -> None:
     if count > 1 and pool.free.acquire(blocking=False):
         try:
             pool.gather(count, work)
-            functions().lead(launch, pool.place)
+            return bool(function(block, pool.place))
         finally:
             pool.free.release()
-    else:
-        functions().serial(launch, 0)
-
-
-def run_all(launches: Sequence[bytes], count: int) -> None:
-    """Run launches whose blocks hold addresses of data, one after another, with as little as possible between them."""
-    run_series(struct.pack(f"{len(launches)}q", *map(_address, launches)), count)
+    return bool(function(block, 0))
 
 
 def run_series(addresses: bytes, count: int) -> None:
-    """`run_all` for launches that lie at these addresses, a word each."""
-    pool, number = _pool, len(addresses) // WORD
-    if count > 1 and pool.free.acquire(blocking=False):
-        try:
-            pool.gather(count, WAKING)
-            functions().lead_all(_header(0, number, 0, 0, count, 0, 0) + addresses, pool.place)
-        finally:
-            pool.free.release()
-    else:
-        functions().lead_all(_header(0, number, 0, 0, 1, 0, 0) + addresses, 0)
+    """Run the launches that lie at these addresses, a word each, one after another."""
+    run(functions().series, struct.pack("2q", count, len(addresses) // WORD) + addresses, count)
 
 
-def sealed(entry: int, items: int, count: int, arrays: int = 0, offset: int = 0) -> bytes:
-    """What precedes the block of a launch of the kernel at ``entry``.
+def sealed(entry: int, items: int, most: int, block: bytes, pointers: int = 0) -> bytes:
+    """A launch of the kernel at ``entry``, by ``most`` threads, with its block.
 
-    The first ``arrays`` words of the block are the addresses of Python objects (or 0), which hold the address that the
-    kernel wants at ``offset``. They are replaced in the block: it must be a fresh one.
+    The first ``pointers`` words of the block are not addresses, but places among a program's arrays.
     """
     chunk = -(-items // MASK) or 1
-    return _header(entry, items, chunk, -(-items // chunk), count, arrays, offset)
-
-
-def _address(block: bytes) -> int:
-    return ctypes.cast(ctypes.c_char_p(block), ctypes.c_void_p).value or 0
+    return _header(entry, items, chunk, -(-items // chunk), most, HEADER_BYTES + len(block), pointers) + block
 
 
 class _Functions(NamedTuple):
-    """The loops over items as C functions of (block, number), which run without Python's lock."""
+    """C functions of (block, state), which run without Python's lock."""
 
-    serial: Any
-    lead: Any
-    lead_all: Any
+    program: Any
+    series: Any
     help: Any
 
 
 @cache
 def functions() -> _Functions:
     """`_Functions`, compiled."""
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int64)
-    return _Functions(*(kind(Kernel(function).entry(_SPEC)) for function in (_serial, _lead, _lead_all, _help)))
+    kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64)
+    fields = {_program: PROGRAM, _series: ("count", "launches"), _help: ("state", "patience")}
+    return _Functions(*(kind(Kernel(function).entry(Spec(names, ()))) for function, names in fields.items()))

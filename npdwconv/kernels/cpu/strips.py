@@ -10,7 +10,7 @@ import numpy as np
 
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_first, channels_last, phases, planes
-from npdwconv.kernels.cpu.arrays import LINE, room, room_for
+from npdwconv.kernels.cpu.arrays import LINE, room
 from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.pointwise import cheaper
 from npdwconv.kernels.cpu.products import Matrices, Packing, Strides, packed_product, packing, packing_product
@@ -38,8 +38,7 @@ class Strips(NamedTuple):
     ) -> None:
         """Run over arrays that are contiguous and aligned; ``weight`` is the pointwise weight, or its panels."""
         if self.pack is not None:
-            packed = room_for(self.pack.packed, self.pack.dtype, "taps")
-            self.pack.pack(taps, packed)
+            self.pack.pack(taps, packed := self.pack.room())
             taps = packed
         self.pair.launch(*self.blocks(taps, first_bias, weight, second_bias, room(self.pair.scratch)), x, out, None)
 
@@ -124,8 +123,9 @@ def _depthwise(
 ) -> tuple[channels_last.Dense | None, Launch]:
     """The depthwise kernel over one strip, and what packs its weight."""
     if layout == "channels_last":
-        (dense,) = channels_last.launches(x, result, weight, passes, types, activation, 1)
-        return dense, dense.run
+        dense = channels_last.launches(x, result, weight, passes, types, activation, 1)
+        (launch,) = dense.passes
+        return dense, launch
     dtypes = (*types[:2], types[0] if types[2] else None, *types[3:])
     (launch,) = channels_first.launches(planes.Call(x, weight, result, dtypes, activation), passes)
     return None, launch

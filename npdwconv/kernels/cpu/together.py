@@ -18,9 +18,9 @@ from numba.extending import intrinsic
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.phases import Sweep
-from npdwconv.kernels.cpu.pool import call
 from npdwconv.kernels.cpu.products import Scratched
 from npdwconv.kernels.cpu.simd import I64
+from npdwconv.kernels.cpu.words import call
 from npdwconv.layouts import Array
 
 STRIP_BYTES = 256_000  # between the kernels
