@@ -45,6 +45,10 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "network": ("network", ("numba",)),
     "depthwise_ready": ("depthwise", ("numba",)),
     "transpose_ready": ("depthwise", ("numba",)),
+    "separable_ready": ("separable", ("numba",)),
+    "pointwise_ready": ("pointwise", ("numba",)),
+    "pointwise_input_ready": ("pointwise", ("numba",)),
+    "pointwise_weight_ready": ("pointwise", ("numba",)),
 }
 
 _VARIABLE = "NPDWCONV_BACKEND"
@@ -119,7 +123,7 @@ def _chosen_by(name: str, why: str) -> BackendChoice:
     return BackendChoice(name, why if reason is None else f"{why}, but it cannot be used: {reason}")
 
 
-def exists(operation: str, backend: str | None, x: Array) -> bool:
+def exists(operation: str, backend: str | None, x: Array | None) -> bool:
     """Whether the backend that a call with the host array ``x`` takes has ``operation``."""
     key = (operation, backend, *surroundings())
     found = _existing.get(key)

@@ -11,7 +11,7 @@ from npdwconv.layouts import Array, shape_of, split_shape
 from npdwconv.memory import empty
 from npdwconv.plans import NEEDS, Grads, Needs, activation_named, asked, backward_kernels, empty_grads, given, open_call
 from npdwconv.precision import accumulator
-from npdwconv.recalled import recall, remember
+from npdwconv.recalled import at_once, make_ready, ready_key, recall, remember
 
 
 class PointwisePlan(NamedTuple):
@@ -90,10 +90,19 @@ def pointwise_conv(
     >>> pointwise_conv(x, np.ones((5, 3), dtype=np.float32)).shape
     (1, 5, 4, 4)
     """
-    run = kernel("pointwise_conv", "pointwise_fwd", backend, x, weight, bias)
-    plan = pointwise_plan("pointwise_conv", x, weight, bias, layout, activation)
-    result = empty(plan.x, plan.shape) if out is None else given(plan.call, out, plan.shape)
-    run(plan.x, plan.weight, plan.bias, result, plan.call.layout, plan.activation)
+    name, operands = "pointwise_conv", (x, weight, bias)
+    key = ready_key(name, backend, operands, (layout, activation))
+    ready = at_once(key, operands, out)
+    if ready is not None:
+        return ready
+    run = kernel(name, "pointwise_fwd", backend, *operands)
+    plan = pointwise_plan(name, *operands, layout, activation)
+    result, how = (
+        empty(plan.x, plan.shape) if out is None else given(plan.call, out, plan.shape),
+        (layout, plan.activation),
+    )
+    run(plan.x, plan.weight, plan.bias, result, *how)
+    make_ready(key, name, "pointwise_ready", backend, (plan.x, plan.weight, plan.bias, result), how, plan.shape)
     return result if out is None else out
 
 
@@ -131,6 +140,11 @@ def pointwise_conv_backward(
     (5, 3)
     """
     name = "pointwise_conv_backward"
+    alone = activation is bias is None and type(needs) is str and needs in ("x", "weight")
+    key = ready_key(name, backend, (grad_out, x, weight), (layout, needs)) if alone else None
+    ready = at_once(key, (grad_out, weight if needs == "x" else x, None), None)
+    if ready is not None:
+        return Grads(x=ready) if needs == "x" else Grads(weight=ready)
     run = backward_kernels(name, "pointwise", backend, x, weight, bias, grad_out)
     plan = pointwise_plan(name, x, weight, bias, layout, activation)
     call = plan.call
@@ -142,8 +156,12 @@ def pointwise_conv_backward(
     grads = Grads(*empty_grads(wanted, {"x": plan.x, "weight": plan.weight, "bias": plan.bias}))
     if grads.x is not None:
         run.input(grad_z, plan.weight, grads.x, call.layout)
+        operands = grad_z, plan.weight, None, grads.x
+        make_ready(key, name, "pointwise_input_ready", backend, operands, (layout,), grads.x.shape)
     if grads.weight is not None:
         run.weight(grad_z, plan.x, grads.weight, call.layout)
+        operands = grad_z, plan.x, None, grads.weight
+        make_ready(key, name, "pointwise_weight_ready", backend, operands, (layout,), plan.weight_shape)
     if grads.bias is not None:
         run.bias(grad_z, grads.bias, call.layout)
     return grads if grads.weight is None else grads._replace(weight=grads.weight.reshape(plan.weight_shape))

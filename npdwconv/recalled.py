@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from npdwconv.activations import Activation
 from npdwconv.device import DeviceArray, adopted, on_device
 from npdwconv.dispatch import exists, kernel, surroundings
 from npdwconv.errors import DTypeError
-from npdwconv.geometry import ConvGeometry
 from npdwconv.layouts import Array
 from npdwconv.memory import empty
 from npdwconv.threads import get_num_threads
@@ -75,42 +73,44 @@ def _plain(values: tuple[Any, ...]) -> bool:
 
 
 class Ready(NamedTuple):
-    """A forward like one before: it only has to be told where its arrays are."""
+    """A call like one before: it only has to be told where its arrays are."""
 
-    run: Callable[[Array, Array, Array | None, Array], bool]  # False where the arrays do not lie as it wants them
+    run: Callable[..., bool]  # over the operands and the result; False where these do not lie as it wants them
     shape: tuple[int, ...]
 
 
 _ready: dict[Any, Ready] = {}
 
 
-def ready_key(name: str, backend: Any, operands: tuple[Any, Any, Any], options: tuple[Any, ...]) -> Any:
-    """All that a forward depends on beside its arrays' contents and places; None where it might be more."""
-    x, weight, bias = operands
-    if type(x) is not np.ndarray or type(weight) is not np.ndarray or weight.dtype is not (dtype := x.dtype):
+def ready_key(name: str, backend: Any, operands: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
+    """All that a call depends on beside its arrays' contents and places; None where it might be more."""
+    if type(operands[0]) is not np.ndarray or not (backend is None or type(backend) is str) or not _plain(options):
         return None
-    if bias is not None and (type(bias) is not np.ndarray or bias.dtype is not dtype):
-        return None
-    if not _plain(options) or not (backend is None or type(backend) is str):
-        return None
-    of_bias = None if bias is None else bias.shape
-    return name, backend, surroundings(), get_num_threads(), options, dtype, x.shape, weight.shape, of_bias
+    dtype = operands[0].dtype
+    shapes: list[Any] = []
+    for array in operands:
+        if array is None:
+            shapes.append(None)
+        elif type(array) is np.ndarray and array.dtype is dtype:
+            shapes.append(array.shape)
+        else:
+            return None
+    return name, backend, surroundings(), get_num_threads(), options, dtype, *shapes
 
 
-def at_once(key: Any, operands: tuple[Any, Any, Any], out: Any) -> Array | None:
-    """The result of a forward that is ready; None where it is not, or ``out`` is to be checked more closely."""
+def at_once(key: Any, operands: tuple[Any, ...], out: Any) -> Array | None:
+    """The result of a call that is ready; None where it is not, or ``out`` is to be checked more closely."""
     ready = None if key is None else _ready.get(key)
     if ready is None:
         return None
-    x, weight, bias = operands
     result: Array
     if out is None:
-        result = empty(x, ready.shape)
-    elif type(out) is np.ndarray and out.shape == ready.shape and out.dtype is x.dtype:
+        result = empty(operands[0], ready.shape)
+    elif type(out) is np.ndarray and out.shape == ready.shape and out.dtype is operands[0].dtype:
         result = out
     else:
         return None
-    return result if ready.run(x, weight, bias, result) else None
+    return result if ready.run(*operands, result) else None
 
 
 def make_ready(
@@ -118,19 +118,19 @@ def make_ready(
     name: str,
     operation: str,
     backend: str | None,
-    operands: tuple[Array, Array, Array | None, Array],
-    how: tuple[ConvGeometry, str, Activation | None],
+    arrays: tuple[Array | None, ...],
+    how: tuple[Any, ...],
     shape: tuple[int, ...],
 ) -> None:
-    """Let the next forward of this key run `at_once`, if the backend has ``operation`` for that.
+    """Let the next call of this key run `at_once`, if the backend has ``operation`` for that.
 
-    ``operands`` are a kernel's, and ``how`` what follows them; ``shape`` is the result's for the caller.
+    ``arrays`` are a kernel's operands and result, and ``how`` what follows them; ``shape`` is the caller's result's.
     """
-    if key is None or key in _ready or not exists(operation, backend, operands[0]):
+    if key is None or key in _ready or not exists(operation, backend, arrays[0]):
         return
     run: Any = kernel(name, operation, backend)
-    remember(_ready, key, Ready(run(*operands, *how) or _never, shape))
+    remember(_ready, key, Ready(run(*arrays, *how) or _never, shape))
 
 
-def _never(x: Array, weight: Array, bias: Array | None, out: Array) -> bool:
+def _never(*arrays: Array | None) -> bool:
     return False

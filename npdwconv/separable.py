@@ -20,7 +20,7 @@ from npdwconv.plans import (
     empty_grads,
     given,
 )
-from npdwconv.recalled import recall_key, remember
+from npdwconv.recalled import at_once, make_ready, ready_key, recall_key, remember
 
 
 class SeparableGrads(NamedTuple):
@@ -180,13 +180,19 @@ def _separable(rank: int) -> SeparableConv:
         (1, 5, {fours})
         """
         operands = (x, depthwise_weight, depthwise_bias, pointwise_weight, bias)
+        options = stride, padding, dilation, padding_mode, layout, depthwise_activation
+        key = ready_key(name, backend, operands, (*options, activation))
+        ready = at_once(key, operands, out)
+        if ready is not None:
+            return ready
         run = kernel(name, "separable_fwd", backend, *operands)
-        options = ConvOptions(stride, padding, dilation, padding_mode, layout, depthwise_activation)
-        plan = separable_plan(name, rank, operands, options, activation)
+        plan = separable_plan(name, rank, operands, ConvOptions(*options), activation)
         first = plan.depthwise
         result = empty(first.x, plan.shape) if out is None else given(first.call, out, plan.shape)
-        stages = (first.weight, first.bias, plan.weight, plan.bias)
-        run(first.x, *stages, result, first.geometry, first.call.layout, first.activation, plan.activation)
+        arrays = (first.x, first.weight, first.bias, plan.weight, plan.bias, result)
+        how = (first.geometry, first.call.layout, first.activation, plan.activation)
+        run(*arrays, *how)
+        make_ready(key, name, "separable_ready", backend, arrays, how, plan.shape)
         return result if out is None else out
 
     return spelled(separable, name, rank)

@@ -245,7 +245,7 @@ def test_cuts_share_the_work():
 )
 def test_strips(spatial, stride, mode, multiplier, layout, monkeypatch):
     """A separable convolution strip by strip is the one of whole images, with several strips for an item."""
-    monkeypatch.setattr(strips, "LEAST_BYTES", dict.fromkeys(LAYOUTS, 0))
+    monkeypatch.setattr(strips, "LEAST_BYTES", 0)
     monkeypatch.setattr(together, "STRIP_BYTES", 4000)
     strips.strips.cache_clear()
     rng, rank, channels = np.random.default_rng(7), len(spatial), 6

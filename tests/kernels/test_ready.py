@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import numpy as np
 import pytest
 
@@ -9,22 +12,71 @@ import npdwconv as n
 from npdwconv import recalled
 
 C, H, W = 6, 5, 7
+
+
+class Form(NamedTuple):
+    """A call, the shapes of its operands, whether it takes ``out``, and which operand's values it never reads."""
+
+    call: Callable[..., Any]
+    shapes: tuple[tuple[int, ...], ...]
+    takes_out: bool = True
+    unread: int | None = None
+
+
+def forward(function, *shapes, **options):
+    def call(*operands, **how):
+        return function(*operands, **options, **how)
+
+    return Form(call, shapes)
+
+
+def gradient(needs, layout, x):
+    def call(grad_out, weight, x, **how):
+        return getattr(n.pointwise_conv_backward(grad_out, x, weight, needs=needs, layout=layout, **how), needs)
+
+    grad = (2, 5, H, W) if layout == "channels_first" else (2, H, W, 5)
+    return Form(call, (grad, (5, C), x), takes_out=False, unread=2 if needs == "x" else 1)
+
+
+def separable(x, layout):
+    def call(x, depthwise_weight, pointwise_weight, bias, depthwise_bias, **how):
+        options = {"padding": 1, "layout": layout, "depthwise_activation": "relu6", "activation": "relu"}
+        return n.separable_conv2d(
+            x, depthwise_weight, pointwise_weight, bias, depthwise_bias=depthwise_bias, **options, **how
+        )
+
+    return Form(call, (x, (C, 1, 3, 3), (5, C), (5,), (C,)))
+
+
+FIRST, LAST, TAPS = (2, C, H, W), (2, H, W, C), (C, 1, 3, 3)
 FORMS = {
-    "channels_first": (n.depthwise_conv2d, (2, C, H, W), {"padding": 1}),
-    "channels_last": (n.depthwise_conv2d, (2, H, W, C), {"padding": 1, "layout": "channels_last"}),
-    "transposed": (n.depthwise_conv_transpose2d, (2, C, H, W), {"padding": 1}),
-    "transposed, channels_last": (
-        n.depthwise_conv_transpose2d,
-        (2, H, W, C),
-        {"padding": 1, "layout": "channels_last"},
+    "channels_first": forward(n.depthwise_conv2d, FIRST, TAPS, (C,), padding=1),
+    "channels_last": forward(n.depthwise_conv2d, LAST, TAPS, (C,), padding=1, layout="channels_last"),
+    "transposed": forward(n.depthwise_conv_transpose2d, FIRST, TAPS, (C,), padding=1),
+    "transposed, channels_last": forward(
+        n.depthwise_conv_transpose2d, LAST, TAPS, (C,), padding=1, layout="channels_last"
     ),
-    "tokens": (n.depthwise_conv_tokens, (2, H * W, C), {"grid": (H, W)}),
+    "tokens": forward(n.depthwise_conv_tokens, (2, H * W, C), TAPS, (C,), grid=(H, W)),
+    "pointwise": forward(n.pointwise_conv, FIRST, (5, C), (5,), activation="relu"),
+    "pointwise, channels_last": forward(n.pointwise_conv, LAST, (5, C, 1, 1), (5,), layout="channels_last"),
+    "pointwise input gradient": gradient("x", "channels_first", FIRST),
+    "pointwise input gradient, channels_last": gradient("x", "channels_last", LAST),
+    "pointwise weight gradient": gradient("weight", "channels_first", FIRST),
+    "pointwise weight gradient, channels_last": gradient("weight", "channels_last", LAST),
+    "separable": separable(FIRST, "channels_first"),
+    "separable, channels_last": separable(LAST, "channels_last"),
 }
-each = pytest.mark.parametrize("form", FORMS)
+each = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+each_out = pytest.mark.parametrize(
+    "form", [f for f in FORMS.values() if f.takes_out], ids=[name for name, f in FORMS.items() if f.takes_out]
+)
 
 
-def integers(seed, shape):
-    return np.random.default_rng(seed).integers(-4, 5, shape).astype(np.float32)
+def operands_of(form, seed, *, bias=True):
+    """Small integers, of which every sum is exact; without ``bias`` what has one axis is None."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(-4, 5, shape).astype(np.float32) for shape in form.shapes]
+    return [a if bias or a.ndim > 1 else None for a in drawn]
 
 
 @pytest.fixture(autouse=True)
@@ -32,18 +84,12 @@ def forgotten():
     recalled._ready.clear()
 
 
-def call(form, x, weight, bias=None, out=None, backend="numba"):
-    function, _, options = FORMS[form]
-    return function(x, weight, bias, backend=backend, out=out, **options)
-
-
 def ready(form, *, bias=True):
     """Operands, of which a call is ready, and the result."""
-    x, weight = integers(0, FORMS[form][1]), integers(1, (C, 1, 3, 3))
-    b = integers(2, (C,)) if bias else None
-    right = call(form, x, weight, b, backend="reference")
-    assert np.array_equal(call(form, x, weight, b), right)
-    return x, weight, b, right
+    operands = operands_of(form, 0, bias=bias)
+    right = form.call(*operands, backend="reference")
+    assert np.array_equal(form.call(*operands, backend="numba"), right)
+    return operands, right
 
 
 def count_runs(monkeypatch):
@@ -68,111 +114,119 @@ def test_other_contents_at_other_places(form, bias, monkeypatch):
     ready(form, bias=bias)
     runs = count_runs(monkeypatch)
     for seed in (3, 4):
-        x, weight = integers(seed, FORMS[form][1]), integers(seed + 10, (C, 1, 3, 3))
-        b = integers(seed + 20, (C,)) if bias else None
-        right = call(form, x, weight, b, backend="reference")
-        out = np.empty_like(right)
-        assert call(form, x, weight, b, out=out) is out
-        assert np.array_equal(out, right)
-        assert np.array_equal(call(form, x, weight, b), right)
-    assert runs == [True] * 4
+        operands = operands_of(form, seed, bias=bias)
+        right = form.call(*operands, backend="reference")
+        if form.takes_out:
+            out = np.empty_like(right)
+            assert form.call(*operands, backend="numba", out=out) is out
+            assert np.array_equal(out, right)
+        assert np.array_equal(form.call(*operands, backend="numba"), right)
+    assert runs == [True] * (4 if form.takes_out else 2)
+
+
+def strided(a):
+    wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
+    wide[..., ::2] = a
+    return wide[..., ::2]
+
+
+def misaligned(a):
+    memory = np.zeros(a.nbytes + 1, np.uint8)
+    memory[1:] = a.view(np.uint8).ravel()
+    return memory[1:].view(a.dtype).reshape(a.shape)
 
 
 @each
-def test_arrays_that_lie_otherwise(form, monkeypatch):
-    """Strided, misaligned, read-only: right all the same, and by another way where they must be copied."""
-    x, weight, bias, right = ready(form)
+@pytest.mark.parametrize("lay", [strided, misaligned])
+def test_arrays_that_lie_otherwise(form, lay, monkeypatch):
+    """Right all the same, by the way that copies them."""
+    operands, right = ready(form)
     runs = count_runs(monkeypatch)
-
-    def strided(a):
-        wide = np.zeros((*a.shape[:-1], 2 * a.shape[-1]), a.dtype)
-        wide[..., ::2] = a
-        return wide[..., ::2]
-
-    def misaligned(a):
-        memory = np.zeros(a.nbytes + 1, np.uint8)
-        memory[1:] = a.view(np.uint8).ravel()
-        return memory[1:].view(a.dtype).reshape(a.shape)
-
-    for lay in (strided, misaligned):
-        for place in range(3):
-            operands = [lay(a) if i == place else a for i, a in enumerate((x, weight, bias))]
-            assert np.array_equal(call(form, *operands), right)
+    for place, array in enumerate(operands):
+        laid = [*operands[:place], lay(array), *operands[place + 1 :]]
+        assert np.array_equal(form.call(*laid, backend="numba"), right)
+        assert runs[-1] == (place == form.unread)
+    if form.takes_out:
         out = lay(np.empty_like(right))
-        assert call(form, x, weight, bias, out=out) is out
+        assert form.call(*operands, backend="numba", out=out) is out
         assert np.array_equal(out, right)
-    assert not any(runs)
-    for a in (x, weight, bias):
-        a.flags.writeable = False
-    assert np.array_equal(call(form, x, weight, bias), right)
-    assert runs[-1]
+        assert not runs[-1]
 
 
 @each
-@pytest.mark.parametrize("place", range(3))
-@pytest.mark.parametrize("end", ["first", "last"])
-def test_out_that_shares_an_element(form, place, end):
-    x, weight, bias, right = ready(form)
-    operands = [x, weight, bias]
-    size, other = right.size, operands[place].size
-    memory = np.zeros(size + other - 1, np.float32)
-    out, shared = (memory[:size], memory[size - 1 :]) if end == "first" else (memory[other - 1 :], memory[:other])
-    out, shared = out.reshape(right.shape), shared.reshape(operands[place].shape)
-    shared[...] = operands[place]
-    operands[place] = shared
-    kept = memory.copy()
-    with pytest.raises(n.OptionError, match="out shares memory"):
-        call(form, *operands, out=out)
-    assert np.array_equal(memory, kept)
-
-
-@each
-def test_out_right_beside_the_operands(form, monkeypatch):
-    x, weight, _, right = ready(form, bias=False)
+def test_operands_that_are_read_only(form, monkeypatch):
+    operands, right = ready(form)
     runs = count_runs(monkeypatch)
-    memory = np.zeros(x.size + right.size + weight.size, np.float32)
-    first, out, second = np.split(memory, [x.size, x.size + right.size])
-    first, second, out = first.reshape(x.shape), second.reshape(weight.shape), out.reshape(right.shape)
-    first[...], second[...] = x, weight
-    assert call(form, first, second, out=out) is out
-    assert np.array_equal(out, right)
-    assert np.array_equal(first, x)
-    assert np.array_equal(second, weight)
+    for array in operands:
+        array.flags.writeable = False
+    assert np.array_equal(form.call(*operands, backend="numba"), right)
     assert runs == [True]
 
 
-@each
+@each_out
+@pytest.mark.parametrize("end", ["first", "last"])
+def test_out_that_shares_an_element(form, end):
+    operands, right = ready(form)
+    for place, array in enumerate(operands):
+        size, other = right.size, array.size
+        memory = np.zeros(size + other - 1, np.float32)
+        out, shared = (memory[:size], memory[size - 1 :]) if end == "first" else (memory[other - 1 :], memory[:other])
+        out, shared = out.reshape(right.shape), shared.reshape(array.shape)
+        shared[...] = array
+        kept = memory.copy()
+        with pytest.raises(n.OptionError, match="out shares memory"):
+            form.call(*operands[:place], shared, *operands[place + 1 :], backend="numba", out=out)
+        assert np.array_equal(memory, kept)
+
+
+@each_out
+def test_out_right_beside_the_operands(form, monkeypatch):
+    operands, right = ready(form)
+    runs = count_runs(monkeypatch)
+    first, second, *others = operands
+    memory = np.zeros(first.size + right.size + second.size, np.float32)
+    x, out, weight = np.split(memory, [first.size, first.size + right.size])
+    x, weight, out = x.reshape(first.shape), weight.reshape(second.shape), out.reshape(right.shape)
+    x[...], weight[...] = first, second
+    assert form.call(x, weight, *others, backend="numba", out=out) is out
+    assert np.array_equal(out, right)
+    assert np.array_equal(x, first)
+    assert np.array_equal(weight, second)
+    assert runs == [True]
+
+
+@each_out
 def test_out_that_cannot_be_written(form):
-    x, weight, bias, right = ready(form)
+    operands, right = ready(form)
     out = np.zeros_like(right)
     out.flags.writeable = False
     with pytest.raises(n.OptionError, match="read-only"):
-        call(form, x, weight, bias, out=out)
+        form.call(*operands, backend="numba", out=out)
     assert not out.any()
 
 
 @each
 def test_what_else_a_call_depends_on(form):
     """Another backend, number of threads or environment is another call."""
-    x, weight, bias, right = ready(form)
+    operands, right = ready(form)
     threads = n.get_num_threads()
     try:
         for count in (1, 3):
             n.set_num_threads(count)
-            assert np.array_equal(call(form, x, weight, bias), right)
+            assert np.array_equal(form.call(*operands, backend="numba"), right)
     finally:
         n.set_num_threads(threads)
     with n.use_backend("reference"):
         kept = len(recalled._ready)
-        call(form, x, weight, bias, backend=None)
-        call(form, x, weight, bias, backend=None)
+        form.call(*operands)
+        form.call(*operands)
         assert len(recalled._ready) == kept
     with pytest.raises(n.OptionError, match="backend"):
-        call(form, x, weight, bias, backend=["numba"])
+        form.call(*operands, backend=["numba"])
 
 
 def test_a_border_that_is_copied_is_never_ready(monkeypatch):
-    x, weight = integers(0, (1, C, H, W)), integers(1, (C, 1, 3, 3))
+    x, weight = operands_of(FORMS["channels_first"], 0)[:2]
     results = [
         n.depthwise_conv2d(x, weight, padding=1, padding_mode="reflect", backend=backend)
         for backend in ("reference", "numba", "numba")

@@ -6,7 +6,7 @@ summed in one order, over the channels that fold into it, then depth, rows and c
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any
@@ -22,7 +22,7 @@ from npdwconv.kernels.cpu.column_tiles import (
     gather_lanes,
     start,
 )
-from npdwconv.kernels.cpu.engine import Kernel, Launch, Program
+from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.rolling import rolled
 from npdwconv.kernels.cpu.taps import (
@@ -191,18 +191,15 @@ def gather(
         launch(source, weight, bias, out, other)
 
 
-def ready(
-    source: Array,
-    weight: Array,
-    bias: Array | None,
-    out: Array,
+def parts(
+    arrays: tuple[Array, Array, Array | None, Array],
     passes: tuple[Sweeps, ...],
     activation: str,
-) -> Callable[[Array, Array, Array | None, Array], bool]:
-    """`gather` of arrays like these; the call runs nothing and returns False where it would have to copy one."""
-    steps = [(launch, range(5)) for launch in _launches(source, weight, bias, out, passes, activation, None)]
-    program = Program(steps, [0 if array is None else array.nbytes for array in (source, weight, bias, out)], result=3)
-    return lambda x, weight, bias, out: program(x, weight, bias, out, None)
+    places: Sequence[int],
+    first: int,
+) -> Parts:
+    """`gather` of ``arrays``, (source, weight, bias, out), as part of a program where they have these places."""
+    return Parts([(launch, (*places, NOWHERE)) for launch in _launches(*arrays, passes, activation, None)])
 
 
 def _launches(

@@ -6,7 +6,7 @@ out of a tile's loop; columns beside it are masked: padding reads nothing, whate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
@@ -14,7 +14,7 @@ from typing import Any
 
 from npdwconv.kernels.cpu import pixel_plans as plans
 from npdwconv.kernels.cpu.arrays import room_for
-from npdwconv.kernels.cpu.engine import Kernel, Launch, Program, compiled
+from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts, Program, compiled
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.pixels import (
     both_at_edge,
@@ -28,6 +28,7 @@ from npdwconv.kernels.cpu.pixels import (
     upper_inside,
 )
 from npdwconv.kernels.cpu.rolled_pixels import rolled_whole, rolled_wide, streamed
+from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
 
@@ -169,14 +170,16 @@ class Dense:
     pack: Launch
     passes: tuple[Launch, ...]
 
-    def program(self, sizes: Sequence[int] = ()) -> Program:
-        """All of it over (source, weight, bias, out, other, packed weights); `Program` has what ``sizes`` do."""
-        sums = [(run, (0, 5, 2, 3, 4)) for run in self.passes]
-        return Program([(self.pack, (1, 5)), *sums], sizes, result=3 if sizes else -1)
+    def parts(self, places: Sequence[int], first: int) -> Parts:
+        """All of it, (source, weight, bias, out, other) being at these places, and its room at ``first``."""
+        source, weight, *rest = places
+        steps = [(self.pack, (weight, first)), *((run, (source, first, *rest)) for run in self.passes)]
+        return Parts(steps, ((self.packed * STORED[self.dtype][1], "taps"),))
 
     @cached_property
     def whole(self) -> Program:
-        return self.program()
+        """All of it over (source, weight, bias, out, other)."""
+        return Program(self.parts(range(5), 5))
 
     def room(self) -> Array:
         """Where the packed weights lie."""
@@ -200,23 +203,21 @@ def gather(
     """
     dtypes = (source.dtype, weight.dtype, bias is not None, out.dtype, None if other is None else other.dtype)
     dense = launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads())
-    dense.whole(source, weight, bias, out, other, dense.room())
+    dense.whole(source, weight, bias, out, other)
 
 
-def ready(
-    source: Array,
-    weight: Array,
-    bias: Array | None,
-    out: Array,
+def parts(
+    arrays: tuple[Array, Array, Array | None, Array],
     passes: tuple[Sweeps, ...],
     activation: str,
-) -> Callable[[Array, Array, Array | None, Array], bool]:
-    """`gather` of arrays like these; the call runs nothing and returns False where it would have to copy one."""
+    places: Sequence[int],
+    first: int,
+) -> Parts:
+    """`gather` of ``arrays``, (source, weight, bias, out), as part of a program where they have these places."""
+    source, weight, bias, out = arrays
     dtypes = (source.dtype, weight.dtype, bias is not None, out.dtype, None)
     dense = launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads())
-    bytes_ = [0 if array is None else array.nbytes for array in (source, weight, bias, out)]
-    program, room = dense.program([*bytes_, 0, dense.room().nbytes]), dense.room
-    return lambda x, weight, bias, out: program(x, weight, bias, out, None, room())
+    return dense.parts((*places, NOWHERE), first)
 
 
 @lru_cache(maxsize=1024)

@@ -7,7 +7,7 @@ the adjoint in the weight.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -16,7 +16,7 @@ from npdwconv.activations import Activation
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_first, channels_last, phases
 from npdwconv.kernels.cpu.arrays import deliver, plain, target
-from npdwconv.kernels.cpu.engine import checks
+from npdwconv.kernels.cpu.engine import Parts, Program, Ready, checks
 from npdwconv.kernels.cpu.weight_gradient import correlate
 from npdwconv.kernels.reference import depthwise as reference
 from npdwconv.kernels.reference.borders import pad_bwd, pad_fwd
@@ -25,8 +25,6 @@ from npdwconv.precision import accumulator
 
 _LAYOUTS = {"channels_first": channels_first, "channels_last": channels_last}
 _FIRST_AXIS = {"channels_first": 2, "channels_last": 1}
-
-Ready = Callable[[Array, Array, Array | None, Array], bool]  # runs over (x, weight, bias, out), or returns False
 
 _forward, _adjoint = lru_cache(phases.forward), lru_cache(phases.adjoint)
 
@@ -47,33 +45,49 @@ def _gather(
     deliver(written, out)
 
 
-def _ready(
-    x: Array,
-    weight: Array,
-    bias: Array | None,
-    out: Array,
+def forward_parts(
+    arrays: tuple[Array, Array, Array | None, Array],
+    g: ConvGeometry,
+    layout: str,
+    activation: Activation | None,
+    places: Sequence[int] = range(4),
+    first: int = 4,
+) -> Parts:
+    """`depthwise_fwd` of ``arrays``, (x, weight, bias, out), as part of a program where they have these places."""
+    return _parts(arrays, _forward(g), layout, activation, places, first)
+
+
+def _parts(
+    arrays: tuple[Array, Array, Array | None, Array],
     passes: tuple[phases.Sweeps, ...],
     layout: str,
     activation: Activation | None,
-) -> Ready | None:
-    if not (x.size and out.size and checks()):
-        return None
-    found: Ready = _LAYOUTS[layout].ready(x, weight, bias, out, passes, "" if activation is None else activation.name)
-    return found
+    places: Sequence[int] = range(4),
+    first: int = 4,
+) -> Parts:
+    name = "" if activation is None else activation.name
+    parts: Parts = _LAYOUTS[layout].parts(arrays, passes, name, places, first)
+    return parts
 
 
 def depthwise_ready(
     x: Array, weight: Array, bias: Array | None, out: Array, g: ConvGeometry, layout: str, activation: Activation | None
 ) -> Ready | None:
     """`depthwise_fwd` of arrays like these; None where something has to be copied."""
-    return None if g.copies_border else _ready(x, weight, bias, out, _forward(g), layout, activation)
+    arrays = x, weight, bias, out
+    if g.copies_border or not (x.size and out.size and checks()):
+        return None
+    return Program(forward_parts(arrays, g, layout, activation), arrays, result=3)
 
 
 def transpose_ready(
     x: Array, weight: Array, bias: Array | None, out: Array, g: ConvGeometry, layout: str, activation: Activation | None
 ) -> Ready | None:
     """`transpose_fwd` of arrays like these."""
-    return _ready(x, weight, bias, out, _adjoint(g), layout, activation)
+    arrays = x, weight, bias, out
+    if not (x.size and out.size and checks()):
+        return None
+    return Program(_parts(arrays, _adjoint(g), layout, activation), arrays, result=3)
 
 
 def depthwise_fwd(

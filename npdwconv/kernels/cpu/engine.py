@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
+from npdwconv.kernels.cpu.arrays import room
 from npdwconv.kernels.cpu.compilation import OPTIONS, Kernel, compiled, inlined
-from npdwconv.kernels.cpu.pool import AT_FLAGS, PLACES, READABLE, WORD, WRITABLE, functions, run, sealed
+from npdwconv.kernels.cpu.pool import AT_FLAGS, NOWHERE, PLACES, READABLE, WORD, WRITABLE, functions, run, sealed
 from npdwconv.kernels.cpu.spec import Fixed, Spec
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
 
-__all__ = ["OPTIONS", "Kernel", "Launch", "Program", "address", "compiled", "inlined"]
+__all__ = [
+    "NOWHERE",
+    "OPTIONS",
+    "Kernel",
+    "Launch",
+    "Program",
+    "Ready",
+    "address",
+    "checks",
+    "compiled",
+    "inlined",
+]
 
 SMALL = 100_000  # multiply-adds below which waking threads costs more than they save
 
@@ -47,7 +60,7 @@ class Launch:
 
     @cached_property
     def _alone(self) -> Program:
-        return Program([(self, range(self.pointers))])
+        return Program(Parts([(self, tuple(range(self.pointers)))]))
 
     def __call__(self, *arrays: Array | None) -> None:
         """Run over these arrays, which must be as the numbers say: nothing here is checked."""
@@ -65,25 +78,33 @@ class Launch:
         return sealed(self.entry, self.items, self.most, pointers + self.numbers, len(places))
 
 
-class Program:
-    """Launches one after another, each with the places of its arrays among those that a call passes: at most `PLACES`.
+class Parts(NamedTuple):
+    """Launches one after another, with the places of their arrays among a program's, and rooms, (bytes, use) each."""
 
-    With ``sizes``, the arrays' bytes, and ``result``, the place of the one that is written, a call runs nothing and
-    returns False unless each array is one aligned run of memory and the result's is its own and may be written to.
-    Shapes and dtypes are not looked at.
+    steps: Sequence[tuple[Launch, tuple[int, ...]]]
+    rooms: tuple[tuple[int, str], ...] = ()
+
+
+class Program:
+    """Launches one after another over the arrays of a call and, at the places behind these, the rooms of its own.
+
+    With ``arrays`` like those that will be passed, and ``result``, the place of the one that is written, a call runs
+    nothing and returns False unless each array is one aligned run of memory and the result's is its own and may be
+    written to. Shapes and dtypes are not looked at.
     """
 
-    def __init__(
-        self, steps: Sequence[tuple[Launch, Sequence[int]]], sizes: Sequence[int] = (), result: int = -1
-    ) -> None:
+    def __init__(self, parts: Parts, arrays: Sequence[Array | None] = (), result: int = NOWHERE) -> None:
+        steps, self._rooms = parts
         self._work, self._most = sum(launch.work for launch, _ in steps), max(launch.most for launch, _ in steps)
         self._packers = [struct.Struct(f"{count + 1}q{WORD * (PLACES - count)}x").pack for count in range(PLACES + 1)]
-        sized = [*sizes, *[0] * (PLACES - len(sizes))]
-        fields = struct.pack(f"{3 + PLACES}q", len(steps), _OFFSET, result, *sized)
+        sizes = [0 if array is None else array.nbytes for array in arrays]
+        fields = struct.pack(f"{3 + PLACES}q", len(steps), _OFFSET, result, *sizes, *[0] * (PLACES - len(sizes)))
         self._rest = fields + b"".join(launch.placed(places) for launch, places in steps)
 
     def __call__(self, *arrays: Array | None) -> bool:
         """Run over these arrays."""
+        if self._rooms:
+            arrays = (*arrays, *[room(size, use) for size, use in self._rooms])
         count = 1 if self._most == 1 else min(self._most, get_num_threads())
         holders = [0 if array is None else id(array) for array in arrays] if _OFFSET else map(address, arrays)
         return run(functions().program, self._packers[len(arrays)](count, *holders) + self._rest, count, self._work)
@@ -103,6 +124,9 @@ def _data_offset() -> int:
 
 
 _OFFSET = _data_offset()
+
+
+Ready = Callable[..., bool]  # runs over an operation's operands and its result, or returns False
 
 
 def checks() -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from npdwconv.activations import Activation
-from npdwconv.kernels.cpu.arrays import aligned, deliver, plain, room, room_for, target
-from npdwconv.kernels.cpu.engine import Launch
+from npdwconv.kernels.cpu.arrays import aligned, deliver, plain, room, target
+from npdwconv.kernels.cpu.engine import NOWHERE, Parts, Program, Ready, checks
 from npdwconv.kernels.cpu.products import (
     Matrices,
     Packing,
@@ -42,13 +44,6 @@ class Packed:
             found = self._panels[packing.width] = aligned((packing.size,), packing.dtype)
             packing.launch(self.weight, found)
         return found
-
-
-def packed(weight: Array, packing: Packing) -> Array:
-    """A weight as panels, for one call: the next one of this thread takes the same memory."""
-    panels = room_for(packing.size, packing.dtype, "panels")
-    packing.launch(weight, panels)
-    return panels
 
 
 def pointwise_panels(weight: Array) -> Packed:
@@ -93,10 +88,7 @@ def pointwise_bwd_weight(grad_z: Array, x: Array, grad_weight: Array, layout: st
     if not grad_z.size:
         grad_weight[...] = 0
         return
-    batch, channels, spatial = split_shape(layout, x.shape)
-    plan = _weight_plan(
-        batch, prod(spatial), grad_weight.shape[0], channels, layout, grad_z.dtype, x.dtype, get_num_threads()
-    )
+    plan = _weight_plan_of(grad_z, x, grad_weight, layout)
     total = target(grad_weight) if grad_weight.dtype == plan.dtype else np.empty(grad_weight.shape, plan.dtype)
     a, b = (x, grad_z) if plan.swapped else (grad_z, x)
     plan.run.launch(plain(a), plain(b), None, total, None, room(plan.run.scratch))
@@ -133,23 +125,97 @@ def _apply(
     )
     result = target(out)
     x, bias, other = plain(x), None if bias is None else plain(bias), None if other is None else plain(other)
-    if plan.packing is not None:
-        panels = weight.panels(plan.packing) if isinstance(weight, Packed) else packed(w, plan.packing)
-        plan.run(x, panels, bias, result, other, room(plan.scratch))
-    else:
-        a, b = (w, x) if plan.weight_first else (x, w)
-        plan.run(a, b, bias, result, other, room(plan.scratch))
+    kept = [weight.panels(plan.packing)] if isinstance(weight, Packed) and plan.packing is not None else []
+    plan.whole(x, w, bias, result, other, *kept)
     deliver(result, out)
 
 
-class Plan(NamedTuple):
-    """A product's launch: over (x, the weight or its panels, bias, out, other, scratch), or with the weight first."""
+def pointwise_ready(
+    x: Array, weight: Array, bias: Array | None, out: Array, layout: str, activation: Activation | None
+) -> Ready | None:
+    """`pointwise_fwd` of arrays like these."""
+    return _ready(x, weight, bias, out, layout, activation)
 
-    run: Launch
-    dtype: str
+
+def pointwise_input_ready(grad_z: Array, weight: Array, _: Array | None, grad_x: Array, layout: str) -> Ready | None:
+    """`pointwise_bwd_input` of arrays like these."""
+    return _ready(grad_z, weight, None, grad_x, layout, None, transposed=True)
+
+
+def _ready(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    out: Array,
+    layout: str,
+    activation: Activation | None,
+    *,
+    transposed: bool = False,
+) -> Ready | None:
+    if not (out.size and checks()):
+        return None
+    arrays = x, weight, bias, out
+    return Program(parts(arrays, layout, activation, transposed=transposed), arrays, result=3)
+
+
+def parts(
+    arrays: tuple[Array, Array, Array | None, Array],
+    layout: str,
+    activation: Activation | None,
+    places: Sequence[int] = range(4),
+    first: int = 4,
+    *,
+    transposed: bool = False,
+) -> Parts:
+    """`pointwise_fwd` of ``arrays``, (x, weight, bias, out), as part of a program where they have these places."""
+    x, weight, *_ = arrays
+    dtypes = tuple([None if array is None else array.dtype for array in (*arrays, None)])
+    name = "" if activation is None else activation.name
+    plan = _plan(x.shape, weight.shape, dtypes, layout, name, False, transposed, False, get_num_threads())
+    return plan.parts((*places, NOWHERE), first)
+
+
+def pointwise_weight_ready(grad_z: Array, x: Array, _: Array | None, grad_weight: Array, layout: str) -> Ready | None:
+    """`pointwise_bwd_weight` of arrays like these."""
+    if not (grad_weight.size and grad_z.size and checks()):
+        return None
+    plan = _weight_plan_of(grad_z, x, grad_weight, layout)
+    if grad_weight.dtype != plan.dtype:
+        return None
+    places = (1, 0) if plan.swapped else (0, 1)
+    steps = [(plan.run.launch, (*places, NOWHERE, 2, NOWHERE, 3))]
+    program = Program(Parts(steps, ((plan.run.scratch, ""),)), [grad_z, x, grad_weight], result=2)
+    return lambda grad_z, x, bias, grad_weight: program(grad_z, x, grad_weight)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A product's launch, over the weight as it is or its panels, which are packed ahead unless they are kept."""
+
+    run: Scratched
     packing: Packing | None = None
-    scratch: int = 0
+    kept: bool = False
     weight_first: bool = False
+
+    def parts(self, places: Sequence[int], first: int) -> Parts:
+        """All of it, (x, weight, bias, out, other) being at these places, and its rooms from ``first`` on.
+
+        Where panels are kept, they are at ``first``.
+        """
+        x, weight, *rest = places
+        product, room = self.run.launch, (self.run.scratch, "")
+        if self.packing is None:
+            operands = (weight, x) if self.weight_first else (x, weight)
+            return Parts([(product, (*operands, *rest, first))], (room,))
+        run = product, (x, first, *rest, first + 1)
+        if self.kept:
+            return Parts([run], (room,))
+        return Parts([(self.packing.launch, (weight, first)), run], ((self.packing.bytes, "panels"), room))
+
+    @cached_property
+    def whole(self) -> Program:
+        """All of it over (x, weight, bias, out, other), and the panels where they are kept."""
+        return Program(self.parts(range(5), 5))
 
 
 @lru_cache(maxsize=1024)
@@ -180,17 +246,13 @@ def _plan(
     along = Matrices(batch, outs, pixels, depth, weight, source, result, w_type, x_type, **rest)
     if cheaper(along, across) is across:
         return _weight_packed(across, frozen)
-    run = packing_product(along)
-    return Plan(run.launch, along.dtype, scratch=run.scratch, weight_first=True)
+    return Plan(packing_product(along), weight_first=True)
 
 
 def _weight_packed(m: Matrices, frozen: bool) -> Plan:
     """The product whose panels are the weight's: packed ahead, or on the way where that packs each once."""
     once = None if frozen else packing_once(m)
-    if once is not None:
-        return Plan(once.launch, m.dtype, scratch=once.scratch)
-    run = packed_product(m)
-    return Plan(run.launch, m.dtype, packing(m), run.scratch)
+    return Plan(packed_product(m), packing(m), kept=frozen) if once is None else Plan(once)
 
 
 def cheaper(along: Matrices, across: Matrices) -> Matrices:
@@ -203,6 +265,12 @@ def _cost(m: Matrices, *, packs: bool) -> float:
     vectors = m.images * -(-m.columns // m.lanes) / m.threads
     extra = vectors * (3 * m.depth * (not in_place(m)) if packs else 6 * m.height)
     return m.cut("columns" if packs else "rows").cost * m.depth + extra
+
+
+def _weight_plan_of(grad_z: Array, x: Array, grad_weight: Array, layout: str) -> WeightPlan:
+    batch, channels, spatial = split_shape(layout, x.shape)
+    rows = grad_weight.shape[0]
+    return _weight_plan(batch, prod(spatial), rows, channels, layout, grad_z.dtype, x.dtype, get_num_threads())
 
 
 class WeightPlan(NamedTuple):

@@ -43,7 +43,8 @@ HEADER = ("entry", "items", "chunk", "chunks", "most", "bytes", "pointers")  # w
 WORD = 8
 HEADER_BYTES = WORD * len(HEADER)
 AT_ENTRY, AT_ITEMS, AT_CHUNK, AT_CHUNKS, AT_MOST, AT_BYTES, AT_POINTERS = range(len(HEADER))
-PLACES = 6  # arrays of a program at most
+PLACES = 10  # arrays of a program at most
+NOWHERE = -1  # the place of an array that is absent
 AT_ARRAYS = 1
 AT_SIZES = 4 + PLACES
 PROGRAM = ("count", *(f"array{i}" for i in range(PLACES)), "launches", "offset", "result")  # then sizes, launches
@@ -140,7 +141,8 @@ def _program(task: Any, state: Any) -> Any:
     for _ in range(task.launches):
         own = header + HEADER_BYTES
         for i in range(word(header, AT_POINTERS)):
-            note(own + WORD * i, word(block, AT_ARRAYS + word(own, i)))
+            place = word(own, i)
+            note(own + WORD * i, word(block, AT_ARRAYS + place) if place != NOWHERE else 0)
         launch(state, task.count, header)
         header += word(header, AT_BYTES)
     return 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import gcd
 from typing import Any, NamedTuple
 
-from npdwconv.kernels.cpu.arrays import LINE
+from npdwconv.kernels.cpu.arrays import LINE, room_for
 from npdwconv.kernels.cpu.cuts import Cut, best_cut
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.gemm import first_vector, rows_by_panel
@@ -13,6 +13,7 @@ from npdwconv.kernels.cpu.machine import halves, machine
 from npdwconv.kernels.cpu.panels import pack_panels, rows_of_a
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
+from npdwconv.layouts import Array
 
 
 def _pack(task: Any, item: Any) -> None:
@@ -275,6 +276,14 @@ class Packing(NamedTuple):
     size: int
     dtype: str
     launch: Launch
+
+    @property
+    def bytes(self) -> int:
+        return self.size * STORED[self.dtype][1]
+
+    def room(self) -> Array:
+        """Where the panels of one call lie: the next one of this thread takes the same memory."""
+        return room_for(self.size, self.dtype, "panels")
 
 
 def packing(m: Matrices) -> Packing:

@@ -18,10 +18,7 @@ from npdwconv.kernels.cpu.together import Bounds, First, Pair, Steps, rows_of, t
 from npdwconv.layouts import Array, shape_of, split_shape
 from npdwconv.precision import accumulator
 
-LEAST_BYTES = {
-    "channels_first": 3_000_000,
-    "channels_last": 1_000_000,
-}  # of all depthwise results; fewer stay in caches
+LEAST_BYTES = 3_000_000  # of all depthwise results; fewer stay in caches
 POINTERS = {"channels_first": ("source", "weight", "bias_at"), "channels_last": ("x", "weight", "bias")}
 
 
@@ -69,7 +66,7 @@ def strips(
     dtype, first_bias, second_bias, adds = dtypes
     batch, inputs, size = split_shape(layout, x_shape)
     middle, pixels = accumulator(dtype), prod(g.out)
-    if batch * pixels * channels * middle.itemsize < LEAST_BYTES[layout]:
+    if batch * pixels * channels * middle.itemsize < LEAST_BYTES:
         return None
     (sweeps,) = phases.forward(g)
     axis, width = (0, 1) if len(sweeps) == 1 else (len(sweeps) - 2, g.out[-1])
