@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ctypes import addressof, c_byte
 from itertools import cycle
 from math import prod
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from npdwconv.layouts import Array
 
 LINE, PAGE = 64, 4096  # bytes of a cache line and of a page
-LARGE = 1 << 17  # bytes from which it matters where in its page an array begins
+LARGE = 1 << 16  # bytes from which it matters where in its page an array begins
 _places = cycle(range(17 * LINE, PAGE, 17 * LINE))  # a load is held up by a store as far into another page
 
 
@@ -20,16 +21,17 @@ def empty(like: Any, shape: tuple[int, ...], dtype: Any = None) -> Array:
     if type(like) is np.ndarray or isinstance(like, np.ndarray):
         kind = like.dtype if dtype is None else np.dtype(dtype)
         size = prod(shape) * kind.itemsize
-        return np.empty(shape, kind) if size < LARGE else _placed(size).view(kind).reshape(shape)
+        return np.empty(shape, kind) if size < LARGE else _placed(shape, kind, size)
     made: Array = like.empty(shape, dtype)
     return made
 
 
-def _placed(size: int) -> Array:
-    """So many bytes that begin with a cache line, and not as far into a page as those of the call before."""
+def _placed(shape: tuple[int, ...], kind: np.dtype[Any], size: int) -> Array:
+    """An array of ``size`` bytes that begins with a cache line, and not as far into a page as the one before."""
     memory = np.empty(size + PAGE, np.uint8)
-    start = (next(_places) - memory.__array_interface__["data"][0]) % PAGE
-    return memory[start : start + size]
+    start = (next(_places) - addressof(c_byte.from_buffer(memory.data))) % PAGE
+    array: Array = np.ndarray(shape, kind, memory, start)
+    return array
 
 
 def zeros(like: Any, shape: tuple[int, ...]) -> Array:

@@ -133,7 +133,8 @@ def main(which: str, kinds: str) -> None:
 
     for layout in ("channels_first", "channels_last") if "integers" in kinds else ():
         call_network(layout)
-    chosen = {"core": situations.CORE, "all": (*situations.CORE, *situations.MORE, *situations.SWEPT)}[which]
+    core = (*situations.CORE, situations.BY_NAME["k13-covers"])
+    chosen = {"core": core, "all": (*situations.CORE, *situations.MORE, *situations.SWEPT)}[which]
     for kind in kinds.split(","):
         for s in chosen:
             for layout in s.layouts:

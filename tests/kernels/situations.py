@@ -165,6 +165,7 @@ MORE = (
     depthwise("1d-k4-causal", L + 1, (2 * L + 1,), (4,), padding="causal"),
     depthwise("3d-k3", L - 1, (3, 4, L + 1), (3, 3, 3), padding=1),
     pointwise("pointwise-1-pixel", L + 1, 4 * L + 1, ()),
+    depthwise("k13-covers", 2 * L, (7, L // 2 - 1), (13, 2 * L - 1), padding="same"),
     tokens("tokens", L + 1, (5, L - 1)),
     causal("causal-state", L - 1, L, 4, state=True),
 )

@@ -159,6 +159,35 @@ def test_two_planes_in_a_vector(kernel, stride, channels):
         Case(geometry((7 * stride, width * stride), kernel, stride), batch=2, channels=channels).check()
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("size", "kernel", "padding"),
+    [
+        ((7, LANES - 2), (13, 2 * LANES - 5), None),
+        ((2, LANES), (1, 2 * LANES - 1), None),
+        ((7, LANES // 2), (5, LANES - 1), ((4, 1), (LANES // 2 - 1, LANES // 2 - 1))),
+        ((7, 3), (4, 9), ((0, 3), (3, 5))),
+        ((3, 1), (2, 4), ((1, 1), (1, 2))),
+    ],
+)
+def test_kernels_that_cover_the_plane(size, kernel, padding, channels, monkeypatch):
+    """Every output of a row counts every input of it; whatever the rows do."""
+    monkeypatch.setattr(planes, "MUCH", 0)
+    channels_first.launches.cache_clear()
+    case = Case(geometry(size, kernel, padding=padding), batch=2, channels=channels)
+    dtypes = (np.dtype(np.float32),) * 4 + (None,)
+    call = planes.Call(case.x.shape, case.weight.shape, case.z.shape, dtypes, "")
+    (axes,) = planes.passes(call, phases.forward(case.g))
+    assert planes.Plan(call, *axes).covers
+    case.check()
+    case.x[...] = np.nan
+    case.x[0] = 1.0
+    assert np.isfinite(case.forward()[0]).all()
+    case = Case(geometry(size, kernel, padding=padding), channels=channels, dtype=np.float16)
+    case.check()
+    channels_first.launches.cache_clear()
+
+
 def test_dilation_compiled_in():
     Case(geometry((33, 33), 3, 1, 6), channels=32).check()
 

@@ -23,15 +23,16 @@ class Case:
     """Small integers, so that nothing is rounded, and what the reference makes of them."""
 
     def __init__(self, size, kernel=3, stride=1, padding=SAME, channels=LANES + 1, batch=1, multiplier=1):
-        rng = np.random.default_rng([*size, kernel, stride, channels])
-        self.g = conv_geometry(size, (kernel, kernel), (stride, stride), (1, 1), padding)
+        kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
+        rng = np.random.default_rng([*size, *kernel, stride, channels])
+        self.g = conv_geometry(size, kernel, (stride, stride), (1, 1), padding)
         self.multiplier = multiplier
 
         def draw(*shape):
             return rng.integers(-4, 5, shape).astype(np.float32)
 
         self.x = draw(batch, *size, channels)
-        self.weight, self.bias = draw(channels * multiplier, kernel, kernel), draw(channels * multiplier)
+        self.weight, self.bias = draw(channels * multiplier, *kernel), draw(channels * multiplier)
         self.z = draw(batch, *self.g.out, channels * multiplier)
 
     def expected(self):
@@ -56,6 +57,9 @@ class Case:
 
     def kernels(self):
         """What runs: the names of the kernels of the forward."""
+        return [plan.kernel for plan in self.plans()]
+
+    def plans(self):
         dtype = np.dtype("float32")
         call = pixel_plans.Call(
             self.x.shape,
@@ -67,7 +71,7 @@ class Case:
             get_num_threads(),
             by_channels=False,
         )
-        return [plan.kernel for plan in pixel_plans.plans(call)]
+        return pixel_plans.plans(call)
 
     def check(self):
         np.testing.assert_array_equal(self.forward(), self.expected())
@@ -114,6 +118,17 @@ def test_windows(kernel, stride, padding):
 def test_channels_about_the_lanes(channels):
     for batch in (1, 3):
         Case((6, 8), channels=channels, batch=batch).check()
+
+
+@pytest.mark.parametrize("width", [9, 14, 16, 17])
+def test_kernels_that_cover_a_row(width):
+    """Every output of a row counts every input of it; one tile holds the row, if it is no wider than registers hold."""
+    for padding in ((width - 1, width - 1), (width, width - 1)):
+        case = Case((3, width), (2, sum(padding) + 1), 1, ((1, 0), padding), channels=9 * LANES)
+        (plan,) = case.plans()
+        fits = width <= (16 if machine().registers >= 32 else 8) and sum(padding) < pixel_plans.WIDEST
+        assert (plan.fixed["pixels"] == width) == fits
+        case.check()
 
 
 @pytest.mark.parametrize("multiplier", [2, 3])

@@ -22,6 +22,7 @@ from npdwconv.kernels.cpu.column_tiles import (
     gather_lanes,
     start,
 )
+from npdwconv.kernels.cpu.covering import cover
 from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.rolling import rolled
@@ -49,6 +50,8 @@ def _add_plane(task: Any, sums: Any, x: int, weight: int, top: int, left: int, i
 def _choose(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
     if task.spec.unrolled:
         return _unrolled
+    if task.spec.covers:
+        return _covering
     return _sliding if task.spec.sliding else _single
 
 
@@ -59,6 +62,11 @@ def _unrolled(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, in
     if array:
         return gather_array(task, sums, x, weight, top, left)
     return gather_lanes(task, sums, x, weight, top, left)
+
+
+def _covering(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
+    """A kernel whose taps reach every column from every other."""
+    return cover(task, sums, x - (top * task.width + left) * task.source_size, weight)
 
 
 def _sliding(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:

@@ -6,10 +6,10 @@ from math import gcd, prod
 from typing import NamedTuple
 
 from npdwconv.kernels.cpu import columns, planes
+from npdwconv.kernels.cpu.axes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
 from npdwconv.kernels.cpu.pixel_rolling import live, steps_late
-from npdwconv.kernels.cpu.planes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
@@ -229,12 +229,15 @@ def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
     common = w.taps <= WIDEST and w.stride <= 3 and (w.taps - 1) * w.dilation <= 2 * WIDEST
     strip, block_channels, block_rows = _blocks(call, d, h, w)
     fixed, numbers = _common(call, block_channels)
+    many = common and call.channels >= MANY * call.lanes  # each width is compiled
+    row = many and _covers(w)
+    pixels = w.out if row else tile_pixels(w.out)
     fixed |= {
-        "rows": tile_rows(h) if common else 1,
-        "pixels": tile_pixels(w.out),
+        "rows": tile_rows(h) if common and not row else 1,
+        "pixels": pixels,
         "taps_w": max(w.taps, 1) if common else 1,
     }
-    whole = common and w.out <= tile_pixels(w.out) and call.channels >= MANY * call.lanes  # each width is compiled
+    whole = many and w.out <= pixels
     row_blocks, channel_blocks = -(-h.out // block_rows), -(-call.channels // block_channels)
     numbers |= {
         "out_start": sum(s.out_first * step for s, step in zip((d, h, w), _steps(call.result)[1:], strict=True)),
@@ -299,6 +302,12 @@ def tile_rows(rows: Sweep) -> int:
 def tile_pixels(width: int) -> int:
     """Pixels in a tile: 4, or 7 or 8, as few as possible wasted at the end of a row; each is compiled, so few."""
     return 4 if width <= 4 else min((8, 7), key=lambda pixels: -width % pixels)
+
+
+def _covers(w: Sweep) -> bool:
+    """Whether a row of results that registers hold counts every input of its rows: they are all that a tile has."""
+    few = tile_pixels(w.out) < w.out <= (16 if machine().registers >= 32 else 8)
+    return few and w.stride == w.dilation == 1 and w.out - 1 <= w.low <= w.taps - w.size
 
 
 def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, *, rolls: bool = False) -> tuple[int, int, int]:

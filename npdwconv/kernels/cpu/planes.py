@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
 from npdwconv.kernels.cpu import columns
+from npdwconv.kernels.cpu.axes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.columns import Phases
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
@@ -22,7 +22,6 @@ ROLLED = 14  # rows from which a tile that rolls down a plane beats one that hol
 NEAR, FEW = 1 << 15, 8  # bytes of rows that such a tile's block has, and rows at least: neighbouring columns meet them
 SQUARE = (3, 5, 7)  # extents of square kernels that are compiled in
 LINE = (3, 4, 5, 7)  # and of kernels over a single row
-ONE = Sweep(1, 1, 1, 1, 1, 0)  # an axis that is not there
 
 
 class Call(NamedTuple):
@@ -45,75 +44,11 @@ def items_of(work: int) -> int:
     return min(max(work // GRAIN, FEWEST), MOST)
 
 
-class Axis(NamedTuple):
-    """One spatial axis of a pass: the residues of an adjoint that it writes, or the one sweep of a correlation."""
-
-    sweeps: tuple[Sweep, ...]
-
-    @property
-    def first(self) -> Sweep:
-        return self.sweeps[0]
-
-    @property
-    def results(self) -> int:
-        """How many results it writes; each place of the tile along the axis has one of every phase."""
-        return sum(s.out for s in self.sweeps)
-
-    @property
-    def low(self) -> int:
-        return max(s.low for s in self.sweeps)
-
-    @property
-    def taps(self) -> int:
-        return sum(s.taps for s in self.sweeps)
-
-    @property
-    def out_first(self) -> int:
-        return self.first.out_first
-
-    @property
-    def out_step(self) -> int:
-        """The step from one result to the next in the output."""
-        return 1 if len(self.sweeps) > 1 else self.first.out_step
-
-    @property
-    def phases(self) -> Phases:
-        return [
-            [(self.low - s.low + u * s.dilation, s.tap_first + u * s.tap_step) for u in range(s.taps)]
-            for s in self.sweeps
-        ]
-
-    @property
-    def reach(self) -> int:
-        """How far beyond the first source of a result its last one lies."""
-        return max((offset for phase in self.phases for offset, _ in phase), default=0)
-
-    def dense(self) -> bool:
-        """Whether its taps are next to each other."""
-        return all(s.dilation == 1 or s.taps < 2 for s in self.sweeps)
-
-    def whole(self) -> bool:
-        """Whether there are as many residues as the step from one to the next says, and no more than two."""
-        return len(self.sweeps) == self.first.out_step and len(self.sweeps) <= 2
-
-
 def passes(call: Call, all_sweeps: tuple[Sweeps, ...]) -> list[tuple[Sweep, Axis, Axis]]:
     """Depth, row and column axes of every pass: the residues of an adjoint by themselves, or those of rows and columns
     together where their kernel is one of those compiled in."""
     full = [(*(ONE,) * (3 - len(sweeps)), *sweeps) for sweeps in all_sweeps]
     return grouped(full, lambda depth, h, w: unrolled(h, w, effort(call, depth, h, w)))
-
-
-def grouped(full: list[Sweeps], together: Callable[[Sweep, Axis, Axis], bool]) -> list[tuple[Sweep, Axis, Axis]]:
-    """Passes of three sweeps each: the residues of rows and columns ``together`` where that is so, else one by one."""
-    found: list[tuple[Sweep, Axis, Axis]] = []
-    for depth in dict.fromkeys(sweeps[0] for sweeps in full):
-        rows, cols = (tuple(dict.fromkeys(s[axis] for s in full if s[0] == depth)) for axis in (1, 2))
-        if together(depth, Axis(rows), Axis(cols)):
-            found.append((depth, Axis(rows), Axis(cols)))
-        else:
-            found += [(depth, Axis((h,)), Axis((w,))) for h in rows for w in cols]
-    return found
 
 
 def effort(call: Call, depth: Sweep, h: Axis, w: Axis) -> int:
@@ -232,9 +167,21 @@ class Plan:
         return unrolled(self.h, self.w, self.effort)
 
     @cached_property
+    def covers(self) -> bool:
+        """Whether every output of a row counts every input of it, and one tile holds the plane."""
+        h, w = self.h.first, self.w.first
+        plain = (
+            self.depth == ONE and self.channels["folds"] == 1 and h.stride == h.dilation == w.stride == w.dilation == 1
+        )
+        fits = h.out <= _sums() and w.out <= self.lanes and self.effort >= MUCH
+        return plain and fits and abs(w.tap_step) == 1 and w.out - 1 <= w.low <= w.taps - w.size
+
+    @cached_property
     def tile(self) -> tuple[Shape, bool]:
         if self.unrolled:
             return shape_unrolled(self.h, self.w, self.lanes, self.effort, rolls=self._rolls(), far=self.far), False
+        if self.covers:
+            return Shape(self.h.first.out, 1, whole=True), False
         return shape_run(self.h, self.w, self.lanes)
 
     @cached_property
@@ -300,6 +247,8 @@ class Plan:
         if self.unrolled:
             names |= {"row_step", "kernel_w", "reach", "tile_height", "deep", "late", "turn"}
             names |= {"taps_h", "taps_w", "dilation_h", "dilation_w", "tap_h", "tap_w", "tap_step_w"}
+        elif self.covers:
+            names |= {"row_step", "width", "low_w", "kernel_w", "taps_h", "tap_h", "tap_w", "tap_step_w", "tap_pitch"}
         if self.tile[0].whole:
             names |= {"height", "low_h", "out_rows", "tiles", "block_tiles"}
         return {name: numbers[name] for name in sorted(names)}
@@ -316,6 +265,8 @@ class Plan:
             "activation": self.call.activation,
             "merges": machine().name == "AVX-512",
             "unrolled": self.unrolled,
+            "covers": not self.unrolled and self.covers,
+            "outputs": self.w.first.out if not self.unrolled and self.covers else 0,
             "sliding": sliding,
             "mates": self.mates,
             "streams": shape.rolls and self._streams(),
