@@ -12,7 +12,7 @@ import numpy as np
 
 from npdwconv.kernels.cpu.arrays import room
 from npdwconv.kernels.cpu.compilation import OPTIONS, Kernel, compiled, inlined
-from npdwconv.kernels.cpu.pool import AT_FLAGS, NOWHERE, PLACES, READABLE, WORD, WRITABLE, functions, run, sealed
+from npdwconv.kernels.cpu.pool import AT_FLAGS, NOWHERE, PLACES, READABLE, WORD, WRITABLE, program, run, sealed
 from npdwconv.kernels.cpu.spec import Fixed, Spec
 from npdwconv.layouts import Array
 from npdwconv.threads import get_num_threads
@@ -107,7 +107,7 @@ class Program:
             arrays = (*arrays, *[room(size, use) for size, use in self._rooms])
         count = 1 if self._most == 1 else min(self._most, get_num_threads())
         holders = [0 if array is None else id(array) for array in arrays] if _OFFSET else map(address, arrays)
-        return run(functions().program, self._packers[len(arrays)](count, *holders) + self._rest, count, self._work)
+        return run(program(), self._packers[len(arrays)](count, *holders) + self._rest, count, self._work)
 
 
 def _data_offset() -> int:

@@ -21,11 +21,11 @@ import struct
 import threading
 from contextlib import suppress
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from npdwconv.kernels.cpu.compilation import Kernel, compiled
+from npdwconv.kernels.cpu.compilation import Kernel, inlined
 from npdwconv.kernels.cpu.spec import Spec
 from npdwconv.kernels.cpu.words import add as add_to
 from npdwconv.kernels.cpu.words import address_of, call, exchanged, note, offer, pause, read, word, write
@@ -82,7 +82,7 @@ def _shared(state: Any, entry: Any, block: Any, items: Any, chunk: Any, chunks: 
             offer()
 
 
-shared = compiled(_shared)
+shared = inlined(_shared)
 
 
 def _launch(state: Any, count: Any, header: Any) -> None:
@@ -96,7 +96,7 @@ def _launch(state: Any, count: Any, header: Any) -> None:
             call(entry, block, item)
 
 
-launch = compiled(_launch)
+launch = inlined(_launch)
 
 
 def _series(task: Any, state: Any) -> Any:
@@ -122,7 +122,7 @@ def _fits(task: Any, block: Any) -> Any:
     return True
 
 
-fits = compiled(_fits)
+fits = inlined(_fits)
 
 
 def _program(task: Any, state: Any) -> Any:
@@ -221,7 +221,7 @@ class _Pool:
     def _hire(self, count: int) -> None:
         with suppress(RuntimeError):  # a thread cannot be started
             for number in range(len(self.helpers) + 1, count + 1):
-                helper = _Helper(number, functions().help, self.place)
+                helper = _Helper(number, _helping(), self.place)
                 helper.start()
                 self.helpers.append(helper)
 
@@ -249,7 +249,7 @@ atexit.register(lambda: _pool.close())
 
 
 def run(function: Any, block: bytes, count: int, work: int = WAKING) -> bool:
-    """Call one of `functions` with helpers where ``count`` threads are wanted and no other launch has them.
+    """Call `program`, or its like, with helpers where ``count`` threads are wanted and no other launch has them.
 
     ``work`` is its number of multiply-adds.
     """
@@ -265,7 +265,7 @@ def run(function: Any, block: bytes, count: int, work: int = WAKING) -> bool:
 
 def run_series(addresses: bytes, count: int) -> None:
     """Run the launches that lie at these addresses, a word each, one after another."""
-    run(functions().series, struct.pack("2q", count, len(addresses) // WORD) + addresses, count)
+    run(_running_series(), struct.pack("2q", count, len(addresses) // WORD) + addresses, count)
 
 
 def sealed(entry: int, items: int, most: int, block: bytes, pointers: int = 0) -> bytes:
@@ -277,17 +277,23 @@ def sealed(entry: int, items: int, most: int, block: bytes, pointers: int = 0) -
     return _header(entry, items, chunk, -(-items // chunk), most, HEADER_BYTES + len(block), pointers) + block
 
 
-class _Functions(NamedTuple):
-    """C functions of (block, state), which run without Python's lock."""
-
-    program: Any
-    series: Any
-    help: Any
+def _entry(function: Any, fields: tuple[str, ...]) -> Any:
+    """A C function of (block, state), which runs without Python's lock."""
+    kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64)
+    return kind(Kernel(function).entry(Spec(fields, ())))
 
 
 @cache
-def functions() -> _Functions:
-    """`_Functions`, compiled."""
-    kind = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p, ctypes.c_int64)
-    fields = {_program: PROGRAM, _series: ("count", "launches"), _help: ("state", "patience")}
-    return _Functions(*(kind(Kernel(function).entry(Spec(names, ()))) for function, names in fields.items()))
+def program() -> Any:
+    """What runs a program, compiled."""
+    return _entry(_program, PROGRAM)
+
+
+@cache
+def _running_series() -> Any:
+    return _entry(_series, ("count", "launches"))
+
+
+@cache
+def _helping() -> Any:
+    return _entry(_help, ("state", "patience"))
