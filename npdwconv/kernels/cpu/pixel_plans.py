@@ -18,7 +18,7 @@ MANY = 8  # vectors of channels beside which one more, so that the others begin 
 PAGE = 4096  # bytes
 FEW = 4  # vectors of channels that a thread has at least where channels are shared out
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
-STREAMED, STAGE = 8, 1 << 16  # rows of results on their way past the caches, and their bytes at most
+STREAMED, STAGE = 8, 1 << 17  # rows of results on their way past the caches; bytes of those made and those written
 PIECES = ("", "relu", "relu6", "hardsigmoid", "hardswish")  # activations of a few instructions
 ROLLED = (7, 4, 3, 2)  # places side by side in a tile that rolls; each is compiled, so few
 
@@ -171,7 +171,7 @@ def _group(call: Call, h: Axis, w: Axis, pixels: int) -> int:
     stays = sum(sizes) < planes.FAR or planes.few_results(call.result, call.types[3])
     if stays or not plain or w.first.out <= pixels:
         return 0
-    return min(STAGE // (STREAMED * pixels * call.channels * STORED[call.dtype][1]), -(-w.first.out // pixels))
+    return min(STAGE // 2 // (STREAMED * pixels * call.channels * STORED[call.dtype][1]), -(-w.first.out // pixels))
 
 
 def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:

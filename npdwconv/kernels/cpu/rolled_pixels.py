@@ -138,7 +138,11 @@ def _roller(roll: Any) -> Any:
 
 
 def _streamed(task: Any, item: Any) -> None:
-    """A block of rows of an image, all channels, results past the caches: some tiles' columns after another."""
+    """A block of rows of an image, all channels, results past the caches: some tiles' columns after another.
+
+    While they are made, those of the tiles before are written, as many lines after each tile as it has made: memory
+    reads and writes at once.
+    """
     row_block, image = item % task.row_blocks, item // task.row_blocks
     p = row_block * task.block_rows
     count = min(task.block_rows, task.out_h - p)
@@ -146,6 +150,8 @@ def _streamed(task: Any, item: Any) -> None:
     corner = image * task.x_image + top * task.x_row - task.low_w * task.x_pixel
     place = image * task.out_image + task.out_start + p * task.out_row
     room, down = stage(task), task.group * task.pixels * task.channels
+    ready = room + task.stage // 2
+    row, done, length, target = count, 0, 0, 0  # of what is ready: rows and values written, values a row, its first
     for first in range(0, task.tiles, task.group):
         origin = min(first * task.pixels, task.out_w - task.pixels)
         last = min(first + task.group, task.tiles)
@@ -166,10 +172,24 @@ def _streamed(task: Any, item: Any) -> None:
                     count,
                     c,
                 )
-        width = min(last * task.pixels, task.out_w) - origin
-        for row in range(count):
-            there = place + row * task.out_row + origin * task.channels
-            stream(task, room + row * down * task.out_size, task.out + there * task.out_size, width * task.channels)
+                lines = count * task.pixels
+                while lines > 0 and row < count:
+                    there = target + (row * task.out_row + done) * task.out_size
+                    values = min(-(there // task.out_size) % task.lanes + lines * task.lanes, length - done)
+                    stream(task, ready + (row * down + done) * task.out_size, there, values)
+                    lines -= values // task.lanes + 1
+                    done += values
+                    if done == length:
+                        row, done = row + 1, 0
+        while row < count:
+            there = target + (row * task.out_row + done) * task.out_size
+            stream(task, ready + (row * down + done) * task.out_size, there, length - done)
+            row, done = row + 1, 0
+        room, ready = ready, room
+        row, length = 0, (min(last * task.pixels, task.out_w) - origin) * task.channels
+        target = task.out + (place + origin * task.channels) * task.out_size
+    for r in range(count):
+        stream(task, ready + r * down * task.out_size, target + r * task.out_row * task.out_size, length)
 
 
 rolled_whole, rolled_wide, streamed = Kernel(_roller(inlined(_whole))), Kernel(_roller(wide)), Kernel(_streamed)
