@@ -21,8 +21,8 @@ class Mutation(NamedTuple):
 
 REFERENCE = "kernels/reference"
 INTEROP = "interop"
-VERIFY, CUDA = "verify", "kernels/cuda"
-ROOMS = {"verify": VERIFY, "cuda": CUDA}
+VERIFY, CUDA, CPU = "verify", "kernels/cuda", "kernels/cpu"
+ROOMS = {"verify": VERIFY, "cuda": CUDA, "cpu": CPU}
 
 MUTATIONS = [
     Mutation(
@@ -297,4 +297,42 @@ MUTATIONS = [
     Mutation("no barrier between halves", f"{CUDA}/fused.py", '"cuda.syncthreads()", "here = there"', '"here = there"'),
     Mutation("rows below the image", f"{CUDA}/fused.py", '"if p < patches and y < ht:"', '"if p < patches:"'),
     Mutation("fused axes swapped", f"{CUDA}/fused.py", "{r * columns.kernel + s}_{k}", "{s * rows.kernel + r}_{k}"),
+    Mutation(
+        "out may share its last element",
+        f"{CPU}/pool.py",
+        "and place < end and target <",
+        "and place < end - 4 and target <",
+    ),
+    Mutation("out may be read-only", f"{CPU}/pool.py", "WRITABLE if i == task.result else READABLE", "READABLE"),
+    Mutation("taps not turned", f"{CPU}/covering.py", "            places.reverse()\n", ""),
+    Mutation(
+        "padding ignored where a kernel covers the plane",
+        f"{CPU}/covering.py",
+        "int(spec.tap_w) + int(spec.tap_step_w) * int(spec.low_w)",
+        "int(spec.tap_w)",
+    ),
+    Mutation(
+        "rows of taps one off where a kernel covers the plane",
+        f"{CPU}/covering.py",
+        "if 0 <= p + r - int(spec.low_h) < height",
+        "if 0 < p + r - int(spec.low_h) < height",
+    ),
+    Mutation(
+        "the last results on their way past the caches are lost",
+        f"{CPU}/rolled_pixels.py",
+        "for r in range(count):",
+        "for r in range(count - 1):",
+    ),
+    Mutation(
+        "results past the caches once more from the tiles before",
+        f"{CPU}/rolled_pixels.py",
+        "room, ready = ready, room",
+        "room, ready = room, ready",
+    ),
+    Mutation(
+        "a column at the left edge is left out",
+        f"{CPU}/pixel_rolling.py",
+        "column < spec.missing",
+        "column <= spec.missing",
+    ),
 ]

@@ -34,6 +34,12 @@ TESTS = {
         "cuda/test_splits.py",
         "cuda/test_fused.py",
     ),
+    "cpu": (
+        "kernels/test_channels_first.py::test_kernels_that_cover_the_plane",
+        "kernels/test_channels_last.py::test_past_the_caches",
+        "kernels/test_channels_last.py::test_windows",
+        "kernels/test_ready.py",
+    ),
 }
 every_mutation = pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.what.replace(" ", "_"))
 

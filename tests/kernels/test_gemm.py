@@ -264,7 +264,14 @@ def test_strips(spatial, stride, mode, multiplier, layout, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("spatial", [(192, 200), (9, 64, 66), (40_000,)], ids=["plane", "volume", "line"])
+@pytest.mark.parametrize(
+    "spatial",
+    [
+        pytest.param((192, 200), id="plane"),
+        pytest.param((9, 64, 66), id="volume", marks=pytest.mark.sweep),
+        pytest.param((40_000,), id="line", marks=pytest.mark.sweep),
+    ],
+)
 def test_the_value_between_the_stages_is_never_whole(layout, spatial):
     """Beside operands and result, 4 MB are enough; the middle value would take more."""
     rank, channels = len(spatial), 48

@@ -212,16 +212,8 @@ LANES_CODE = """
 
 
 def other_lanes() -> list[int]:
-    """Numbers of lanes narrower than the machine's own."""
+    """Numbers of lanes narrower than the machine's own; test_guarded.py has the core at each of them by default."""
     return [lanes for lanes in (16, 8, 4) if lanes < LANES]
-
-
-@pytest.mark.parametrize("lanes", other_lanes())
-def test_narrower_lanes(lanes: int):
-    code = LANES_CODE.format(
-        lanes=lanes, situations="situations.CORE[:4]", dtypes='("float16",)[: layout == "channels_last"]'
-    )
-    run(code, NPDWCONV_LANES=lanes)
 
 
 # everything
