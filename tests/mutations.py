@@ -304,7 +304,7 @@ MUTATIONS = [
         "and place < end - 4 and target <",
     ),
     Mutation("out may be read-only", f"{CPU}/pool.py", "WRITABLE if i == task.result else READABLE", "READABLE"),
-    Mutation("taps not turned", f"{CPU}/covering.py", "            places.reverse()\n", ""),
+    Mutation("taps not turned", f"{CPU}/covering.py", "places.reverse()\n", "pass\n"),
     Mutation(
         "padding ignored where a kernel covers the plane",
         f"{CPU}/covering.py",
