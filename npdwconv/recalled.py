@@ -79,7 +79,7 @@ class Ready(NamedTuple):
     shape: tuple[int, ...]
 
 
-_ready: dict[Any, Ready] = {}
+_ready: dict[Any, Ready | None] = {}  # None: a call that never is
 
 
 def ready_key(name: str, backend: Any, operands: tuple[Any, ...], options: tuple[Any, ...]) -> Any:
@@ -128,9 +128,6 @@ def make_ready(
     """
     if key is None or key in _ready or not exists(operation, backend, arrays[0]):
         return
-    run: Any = kernel(name, operation, backend)
-    remember(_ready, key, Ready(run(*arrays, *how) or _never, shape))
-
-
-def _never(*arrays: Array | None) -> bool:
-    return False
+    prepare: Any = kernel(name, operation, backend)
+    run = prepare(*arrays, *how)
+    remember(_ready, key, None if run is None else Ready(run, shape))

@@ -104,6 +104,7 @@ def count_runs(monkeypatch):
         return ready._replace(run=run)
 
     for key, kept in list(recalled._ready.items()):
+        assert kept is not None
         monkeypatch.setitem(recalled._ready, key, noting(kept))
     return runs
 
@@ -206,7 +207,7 @@ def test_out_that_cannot_be_written(form):
 
 
 @each
-def test_what_else_a_call_depends_on(form):
+def test_what_else_a_call_depends_on(form, monkeypatch):
     """Another backend, number of threads or environment is another call."""
     operands, right = ready(form)
     threads = n.get_num_threads()
@@ -221,11 +222,17 @@ def test_what_else_a_call_depends_on(form):
         form.call(*operands)
         form.call(*operands)
         assert len(recalled._ready) == kept
+    monkeypatch.setenv("NPDWCONV_BACKEND", "numba")
+    assert np.array_equal(form.call(*operands), right)
+    assert len(recalled._ready) == kept + 1
+    monkeypatch.setenv("NPDWCONV_BACKEND", "reference")
+    form.call(*operands)
+    assert len(recalled._ready) == kept + 1
     with pytest.raises(n.OptionError, match="backend"):
         form.call(*operands, backend=["numba"])
 
 
-def test_a_border_that_is_copied_is_never_ready(monkeypatch):
+def test_a_border_that_is_copied_is_never_ready():
     x, weight = operands_of(FORMS["channels_first"], 0)[:2]
     results = [
         n.depthwise_conv2d(x, weight, padding=1, padding_mode="reflect", backend=backend)
@@ -233,3 +240,4 @@ def test_a_border_that_is_copied_is_never_ready(monkeypatch):
     ]
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
+    assert list(recalled._ready.values()) == [None]

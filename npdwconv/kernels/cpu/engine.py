@@ -22,6 +22,7 @@ __all__ = [
     "OPTIONS",
     "Kernel",
     "Launch",
+    "Parts",
     "Program",
     "Ready",
     "address",
@@ -30,6 +31,8 @@ __all__ = [
     "inlined",
 ]
 
+# packs the number of threads and the arrays of a call, by how many there are; places without one are zero
+_PACK = [struct.Struct(f"{count + 1}q{WORD * (PLACES - count)}x").pack for count in range(PLACES + 1)]
 SMALL = 100_000  # multiply-adds below which waking threads costs more than they save
 
 
@@ -96,7 +99,6 @@ class Program:
     def __init__(self, parts: Parts, arrays: Sequence[Array | None] = (), result: int = NOWHERE) -> None:
         steps, self._rooms = parts
         self._work, self._most = sum(launch.work for launch, _ in steps), max(launch.most for launch, _ in steps)
-        self._packers = [struct.Struct(f"{count + 1}q{WORD * (PLACES - count)}x").pack for count in range(PLACES + 1)]
         sizes = [0 if array is None else array.nbytes for array in arrays]
         fields = struct.pack(f"{3 + PLACES}q", len(steps), _OFFSET, result, *sizes, *[0] * (PLACES - len(sizes)))
         self._rest = fields + b"".join(launch.placed(places) for launch, places in steps)
@@ -107,7 +109,7 @@ class Program:
             arrays = (*arrays, *[room(size, use) for size, use in self._rooms])
         count = 1 if self._most == 1 else min(self._most, get_num_threads())
         holders = [0 if array is None else id(array) for array in arrays] if _OFFSET else map(address, arrays)
-        return run(program(), self._packers[len(arrays)](count, *holders) + self._rest, count, self._work)
+        return run(program(), _PACK[len(arrays)](count, *holders) + self._rest, count, self._work)
 
 
 def _data_offset() -> int:

@@ -174,7 +174,7 @@ class Plan:
             self.depth == ONE and self.channels["folds"] == 1 and h.stride == h.dilation == w.stride == w.dilation == 1
         )
         fits = h.out <= _sums() and w.out <= self.lanes and self.effort >= MUCH
-        return plain and fits and abs(w.tap_step) == 1 and w.out - 1 <= w.low <= w.taps - w.size
+        return not self.unrolled and plain and fits and abs(w.tap_step) == 1 and w.out - 1 <= w.low <= w.taps - w.size
 
     @cached_property
     def tile(self) -> tuple[Shape, bool]:
@@ -265,8 +265,8 @@ class Plan:
             "activation": self.call.activation,
             "merges": machine().name == "AVX-512",
             "unrolled": self.unrolled,
-            "covers": not self.unrolled and self.covers,
-            "outputs": self.w.first.out if not self.unrolled and self.covers else 0,
+            "covers": self.covers,
+            "outputs": self.w.first.out if self.covers else 0,
             "sliding": sliding,
             "mates": self.mates,
             "streams": shape.rolls and self._streams(),
