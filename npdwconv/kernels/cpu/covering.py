@@ -1,4 +1,4 @@
-"""Register tiles for kernels so wide that every output of a row counts every input of it: none of its lanes idles.
+"""Register tiles for kernels so wide that every output of a row counts every input of it: none is spent on padding.
 
 Lanes are output columns, and where a kernel moves along its row, taps leave the image at one end as fast as they enter
 at the other: half of a vector of inputs meets nothing. So inputs take the place of taps: one input, in every lane, is
