@@ -128,6 +128,16 @@ def make_ready(
     """
     if key is None or key in _ready or not exists(operation, backend, arrays[0]):
         return
-    prepare: Any = kernel(name, operation, backend)
-    run = prepare(*arrays, *how)
+    run = prepared(name, operation, backend, arrays, how)
     remember(_ready, key, None if run is None else Ready(run, shape))
+
+
+def prepared(
+    name: str, operation: str, backend: str | None, arrays: tuple[Any, ...], how: tuple[Any, ...]
+) -> Callable[..., bool] | None:
+    """What runs such calls at once, if the backend has ``operation`` for that and they are of that kind."""
+    if not exists(operation, backend, arrays[0]):
+        return None
+    prepare: Any = kernel(name, operation, backend)
+    run: Callable[..., bool] | None = prepare(*arrays, *how)
+    return run

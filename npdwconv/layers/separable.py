@@ -28,7 +28,7 @@ from npdwconv.separable import (
 class _OnePass(Convolution):
     """What the layers share that a separable convolution runs."""
 
-    _forward_kernel = "separable_fwd"
+    _family = "separable"
     _rank: ClassVar[int]
 
     def _arrange(self, x: Array, pack: Pack) -> Arranged:

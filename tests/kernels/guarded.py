@@ -104,17 +104,20 @@ def call_network(layout: str) -> None:
 
 
 def call_far() -> None:
-    """A convolution in channels_last whose results go past the caches, whatever their size here."""
+    """Convolutions in channels_last, and products, whose results go past the caches, whatever their size here."""
     from kernels import situations
 
-    from npdwconv.kernels.cpu import planes
+    from npdwconv.kernels.cpu import caches
 
-    planes.FAR = 0
+    caches.FAR = 0
     for channels in (situations.LANES, situations.LANES + 3):
         for stride in (1, 2):
             name, padding = f"far-c{channels}-s{stride}", 1
             s = situations.depthwise(name, channels, (9, 18), (3, 3), stride=stride, padding=padding)
             call(s, "integers", "channels_last")
+    product = situations.pointwise("far-product", 5, 2 * situations.LANES, (2, 2 * situations.LANES))
+    for layout in ("channels_first", "channels_last"):
+        call(product, "integers", layout, activation="relu6")
     print("done")
 
 

@@ -12,7 +12,7 @@ from kernels.children import narrower
 import npdwconv
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import channels_first, phases, planes
+from npdwconv.kernels.cpu import caches, channels_first, phases, planes
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
 
@@ -78,7 +78,7 @@ def test_extents_around_the_tile(height, stride):
 @pytest.mark.parametrize("width", [2 * LANES, 6 * LANES, 6 * LANES + 2])
 def test_past_the_caches(monkeypatch, width, stride):
     """Whole vectors are streamed where they can be, wherever the array begins; nothing around it is written."""
-    monkeypatch.setattr(planes, "FAR", 0)
+    monkeypatch.setattr(caches, "FAR", 0)
     channels_first.launches.cache_clear()
     case = Case(geometry((31, width), 3, stride))
     wanted, bytes_around = case.expected(), 4 * LANES

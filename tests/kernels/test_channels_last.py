@@ -9,7 +9,7 @@ import pytest
 from kernels.children import narrower
 
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import channels_last, phases, pixel_plans, planes
+from npdwconv.kernels.cpu import caches, channels_last, phases, pixel_plans
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
 from npdwconv.threads import get_num_threads
@@ -149,7 +149,7 @@ def test_an_infinite_weight_meets_no_padding():
 @pytest.mark.parametrize("channels", [2 * LANES, 2 * LANES + 3])
 def test_past_the_caches(monkeypatch, channels, stride):
     """Whole lines are streamed, wherever the array begins; nothing around it is written."""
-    monkeypatch.setattr(planes, "FAR", 0)
+    monkeypatch.setattr(caches, "FAR", 0)
     channels_last.launches.cache_clear()
     for width in (8, 14, 61):
         case = Case((19, stride * width), stride=stride, channels=channels)

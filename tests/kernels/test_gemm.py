@@ -12,7 +12,7 @@ import pytest
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import cuts, pointwise, separable, strips, together
+from npdwconv.kernels.cpu import caches, cuts, pointwise, separable, strips, together
 from npdwconv.kernels.cpu.arrays import room
 from npdwconv.kernels.cpu.cuts import TILES, best_cut, panels
 from npdwconv.kernels.cpu.machine import machine
@@ -113,6 +113,26 @@ def test_last_panels(layout, monkeypatch):
     monkeypatch.setattr(cuts, "TILES", {machine().registers: TILES[machine().registers][1:2]})
     problem = Problem(2, 3 * LANES, 3 * LANES, 3 * LANES, layout)
     assert_same(problem.results(pointwise), problem.results(reference))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_past_the_caches(layout, monkeypatch):
+    """Whole vectors are streamed, if rows begin with one, wherever the array begins; nothing around it is written."""
+    monkeypatch.setattr(caches, "FAR", 0)
+    bytes_around = 4 * LANES
+    for extra in (0, 3):  # pixels and outputs beyond whole vectors
+        problem = Problem(2, 4 * LANES + extra, 5, 2 * LANES + extra, layout)
+        wanted = problem.results(reference)["out"]
+        for offset in (0, 4, 3 * LANES - 3 * LANES % 4):
+            raw = np.full(wanted.nbytes + 4 * bytes_around, 77, np.uint8)
+            first = -raw.ctypes.data % bytes_around + bytes_around + offset
+            out = raw[first : first + wanted.nbytes].view(np.float32).reshape(wanted.shape)
+            pointwise.pointwise_fwd(problem.x, problem.weight, problem.bias, out, layout, RELU6)
+            np.testing.assert_array_equal(out, wanted)
+            assert (raw[:first] == 77).all()
+            assert (raw[first + wanted.nbytes :] == 77).all()
+        plan, _ = pointwise.planned(problem.x, problem.weight, problem.bias, wanted, layout, RELU6)
+        assert plan.run.launch.spec.streams is (not extra)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import npdwconv as n
-from npdwconv import recalled
+from npdwconv import layers, recalled
 
 C, H, W = 6, 5, 7
 
@@ -92,7 +92,7 @@ def ready(form, *, bias=True):
     return operands, right
 
 
-def count_runs(monkeypatch):
+def count_runs(monkeypatch, kept_by=recalled):
     """Whether each call that is ready ran, as it is made."""
     runs = []
 
@@ -103,9 +103,9 @@ def count_runs(monkeypatch):
 
         return ready._replace(run=run)
 
-    for key, kept in list(recalled._ready.items()):
+    for key, kept in list(kept_by._ready.items()):
         assert kept is not None
-        monkeypatch.setitem(recalled._ready, key, noting(kept))
+        monkeypatch.setitem(kept_by._ready, key, noting(kept))
     return runs
 
 
@@ -241,3 +241,33 @@ def test_a_border_that_is_copied_is_never_ready():
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
     assert list(recalled._ready.values()) == [None]
+
+
+LAYERS = {
+    "depthwise": lambda layout: layers.DepthwiseConv2d(C, 3, padding=1, layout=layout),
+    "pointwise": lambda layout: layers.PointwiseConv(C, 5, layout=layout, activation="relu"),
+    "separable": lambda layout: layers.SeparableConv2d(C, 5, 3, padding=1, layout=layout),
+    "standard": lambda layout: layers.StandardConv2d(C, 5, 3, stride=2, layout=layout),
+}
+
+
+@pytest.mark.parametrize("shape", [FIRST, LAST], ids=["channels_first", "channels_last"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_frozen_layer(kind, shape, monkeypatch):
+    """Its second forward runs at once, on contents of its own; where x lies otherwise, step by step."""
+    rng = np.random.default_rng(7)
+    layer = LAYERS[kind]("channels_first" if shape is FIRST else "channels_last")
+    layer.load_state_dict({k: rng.integers(-4, 5, a.shape).astype(a.dtype) for k, a in layer.params.items()})
+    inputs = [rng.integers(-4, 5, shape).astype(np.float32) for _ in range(2)]
+    with n.use_backend("reference"):
+        right = [layer(x) for x in inputs]
+    layer.freeze()
+    with n.use_backend("numba"):
+        assert np.array_equal(layer(inputs[0]), right[0])
+        runs = count_runs(monkeypatch, layer)
+        for x, wanted, lies_well in ((inputs[1], right[1], True), (strided(inputs[0]), right[0], False)):
+            assert np.array_equal(layer(x), wanted)
+            assert runs[-1] is lies_well
+    with n.use_backend("reference"):
+        assert np.array_equal(layer(inputs[1]), right[1])
+    assert len(runs) == 2

@@ -226,6 +226,28 @@ class _Tile:
             self._write(sums, out, other, left, count, add)
 
     def _write(self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value) -> None:
+        if not self.spec.streams:
+            self._write_rows(sums, out, other, left, count, add)
+            return
+        b = self.builder
+        begun = b.and_(out, int64(self.v.lanes * self.v.bytes - 1))  # of a vector: all rows begin alike
+        with b.if_else(b.icmp_signed("==", begun, int64(0)), likely=True) as (whole, begun_before):
+            with whole:
+                self._write_rows(sums, out, other, left, count, add, streams=True)
+            with begun_before:
+                self._write_rows(sums, out, other, left, count, add)
+
+    def _write_rows(
+        self,
+        sums: list[Value],
+        out: Value,
+        other: Value,
+        left: Value,
+        count: Value | None,
+        add: Value,
+        *,
+        streams: bool = False,
+    ) -> None:
         v, mask = self.v, self.tail(left)
         step = self.number("out_row")
         for row in range(self.rows):
@@ -233,7 +255,8 @@ class _Tile:
                 start = self.builder.mul(step, int64(row))
                 for j, kind in enumerate(self.kinds):
                     place = self.builder.add(start, int64(j * v.lanes))
-                    self._put(kind, sums[row * self.vectors + j], place, out, other, self.last(mask, j), add)
+                    value = sums[row * self.vectors + j]
+                    self._put(kind, value, place, out, other, self.last(mask, j), add, streams=streams)
 
     def _write_turned(
         self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value
@@ -267,8 +290,10 @@ class _Tile:
         other: Value,
         mask: Value | None,
         add: Value,
+        *,
+        streams: bool = False,
     ) -> None:
-        """Combine one vector with what belongs to the same place, and write it."""
+        """Combine one vector with what belongs to the same place, and write it, past the caches if it is whole."""
         b, spec = self.builder, self.spec
         target = b.add(out, v.index(place, int(spec.out_size)))
         if spec.other_type:
@@ -276,7 +301,10 @@ class _Tile:
             value = b.fmul(value, operand) if spec.chain else b.fadd(value, operand)
         if spec.adds:
             value = self._added(v, value, target, mask, add)
-        v.store(value, target, str(spec.out_type), mask)
+        if streams and mask is None:
+            v.stream(value, target)
+        else:
+            v.store(value, target, str(spec.out_type), mask)
 
     def _added(self, v: Vectors, value: Value, target: Value, mask: Value | None, add: Value) -> Value:
         """``value`` plus what is at ``target`` where ``add`` is not zero."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import gcd, prod
 from typing import NamedTuple
 
-from npdwconv.kernels.cpu import columns, planes
+from npdwconv.kernels.cpu import caches, columns
 from npdwconv.kernels.cpu.axes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
@@ -168,8 +168,7 @@ def _group(call: Call, h: Axis, w: Axis, pixels: int) -> int:
     """Tiles side by side whose results go past the caches together; 0 where they had better stay in them."""
     sizes = [prod(shape) * STORED[call.types[operand]][1] for operand, shape in ((0, call.source), (3, call.result))]
     plain = call.types[3] == call.dtype and not call.types[4] and len(h.sweeps) == len(w.sweeps) == h.out_step == 1
-    stays = sum(sizes) < planes.FAR or planes.few_results(call.result, call.types[3])
-    if stays or not plain or w.first.out <= pixels:
+    if not (caches.past_caches(*sizes) and plain) or w.first.out <= pixels:
         return 0
     return min(STAGE // 2 // (STREAMED * pixels * call.channels * STORED[call.dtype][1]), -(-w.first.out // pixels))
 

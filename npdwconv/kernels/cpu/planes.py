@@ -7,7 +7,7 @@ from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple
 
-from npdwconv.kernels.cpu import columns
+from npdwconv.kernels.cpu import caches, columns
 from npdwconv.kernels.cpu.axes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.columns import Phases
 from npdwconv.kernels.cpu.machine import machine
@@ -17,7 +17,6 @@ from npdwconv.kernels.cpu.spec import Fixed
 
 FEWEST, MOST, GRAIN = 16, 64, 100_000  # work items of a launch, and multiply-adds that make taking one worth while
 MUCH = 200_000  # multiply-adds an image from which code for one dilation, or planes of one height, pays
-FAR = 1 << 25  # bytes of source and results that come from memory and go there, past the caches
 ROLLED = 14  # rows from which a tile that rolls down a plane beats one that holds them all
 NEAR, FEW = 1 << 15, 8  # bytes of rows that such a tile's block has, and rows at least: neighbouring columns meet them
 SQUARE = (3, 5, 7)  # extents of square kernels that are compiled in
@@ -32,11 +31,6 @@ class Call(NamedTuple):
     out: tuple[int, ...]
     dtypes: tuple[Any, ...]  # of source, weight, bias, out, other; None where absent
     activation: str
-
-
-def few_results(shape: tuple[int, ...], stored: str) -> bool:
-    """Whether results stay in a cache wherever they come from: those of a strip of a large image are read again."""
-    return prod(shape) * STORED[stored][1] < FAR // 8
 
 
 def items_of(work: int) -> int:
@@ -195,13 +189,18 @@ class Plan:
     @cached_property
     def far(self) -> bool:
         """Whether source and results come from memory and go there."""
-        sizes = [STORED[self.names[operand]][1] for operand in (0, 3)]
-        return prod(self.source) * sizes[0] + prod(self.out) * sizes[1] >= FAR
+        return caches.far(*self._traffic)
+
+    @property
+    def _traffic(self) -> tuple[int, int]:
+        """Bytes of source and of results."""
+        read, written = (STORED[self.names[operand]][1] for operand in (0, 3))
+        return prod(self.source) * read, prod(self.out) * written
 
     def _streams(self) -> bool:
         """Whether results are written past the caches: then every row of them begins alike in a cache line."""
-        stays = few_results(self.call.out, self.names[3])
-        return self.far and not stays and self.w.first.out % self.lanes == 0 and self.names[3] == self.dtype
+        past = caches.past_caches(*self._traffic)
+        return past and self.w.first.out % self.lanes == 0 and self.names[3] == self.dtype
 
     def _rolls(self) -> bool:
         """Whether a tile may roll: one source plane for each result, and taps that stay in registers as a whole."""

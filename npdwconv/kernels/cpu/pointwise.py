@@ -12,6 +12,7 @@ import numpy as np
 
 from npdwconv.activations import Activation
 from npdwconv.kernels.cpu.arrays import aligned, deliver, plain, room, target
+from npdwconv.kernels.cpu.caches import past_caches
 from npdwconv.kernels.cpu.engine import NOWHERE, Parts, Program, Ready, checks
 from npdwconv.kernels.cpu.products import (
     Matrices,
@@ -25,6 +26,7 @@ from npdwconv.kernels.cpu.products import (
     packing_product,
     reduction,
 )
+from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.layouts import Array, split_shape
 from npdwconv.precision import accumulator
 from npdwconv.threads import get_num_threads
@@ -110,28 +112,43 @@ def _apply(
     """The product of the pixels with the weight, or with its transpose; times or plus ``other``."""
     if not out.size:
         return
-    w = weight.weight if isinstance(weight, Packed) else plain(weight)
-    operands = x, w, bias, out, other
+    plan, given = planned(x, weight, bias, out, layout, activation, other=other, chain=chain, transposed=transposed)
+    result = target(out)
+    x, bias, other = plain(x), None if bias is None else plain(bias), None if other is None else plain(other)
+    plan.whole(x, plain(given), bias, result, other)
+    deliver(result, out)
+
+
+def planned(
+    x: Array,
+    weight: Array | Packed,
+    bias: Array | None,
+    out: Array,
+    layout: str,
+    activation: Activation | None,
+    *,
+    other: Array | None = None,
+    chain: bool = False,
+    transposed: bool = False,
+) -> tuple[Plan, Array]:
+    """The product of such operands, and what it is called with in the weight's place."""
+    packed, w = (weight, weight.weight) if isinstance(weight, Packed) else (None, weight)
     plan = _plan(
         x.shape,
         w.shape,
-        tuple([None if array is None else array.dtype for array in operands]),
+        tuple([None if array is None else array.dtype for array in (x, w, bias, out, other)]),
         layout,
         "" if activation is None else activation.name,
         chain,
         transposed,
-        isinstance(weight, Packed),
+        packed is not None,
         get_num_threads(),
     )
-    result = target(out)
-    x, bias, other = plain(x), None if bias is None else plain(bias), None if other is None else plain(other)
-    kept = [weight.panels(plan.packing)] if isinstance(weight, Packed) and plan.packing is not None else []
-    plan.whole(x, w, bias, result, other, *kept)
-    deliver(result, out)
+    return plan, w if packed is None or plan.packing is None else packed.panels(plan.packing)
 
 
 def pointwise_ready(
-    x: Array, weight: Array, bias: Array | None, out: Array, layout: str, activation: Activation | None
+    x: Array, weight: Array | Packed, bias: Array | None, out: Array, layout: str, activation: Activation | None
 ) -> Ready | None:
     """`pointwise_fwd` of arrays like these."""
     return _ready(x, weight, bias, out, layout, activation)
@@ -144,7 +161,7 @@ def pointwise_input_ready(grad_z: Array, weight: Array, _: Array | None, grad_x:
 
 def _ready(
     x: Array,
-    weight: Array,
+    weight: Array | Packed,
     bias: Array | None,
     out: Array,
     layout: str,
@@ -154,25 +171,9 @@ def _ready(
 ) -> Ready | None:
     if not (out.size and checks()):
         return None
-    arrays = x, weight, bias, out
-    return Program(parts(arrays, layout, activation, transposed=transposed), arrays, result=3)
-
-
-def parts(
-    arrays: tuple[Array, Array, Array | None, Array],
-    layout: str,
-    activation: Activation | None,
-    places: Sequence[int] = range(4),
-    first: int = 4,
-    *,
-    transposed: bool = False,
-) -> Parts:
-    """`pointwise_fwd` of ``arrays``, (x, weight, bias, out), as part of a program where they have these places."""
-    x, weight, *_ = arrays
-    dtypes = tuple([None if array is None else array.dtype for array in (*arrays, None)])
-    name = "" if activation is None else activation.name
-    plan = _plan(x.shape, weight.shape, dtypes, layout, name, False, transposed, False, get_num_threads())
-    return plan.parts((*places, NOWHERE), first)
+    plan, given = planned(x, weight, bias, out, layout, activation, transposed=transposed)
+    program = Program(plan.parts((0, 1, 2, 3, NOWHERE), 4), (x, given, bias, out), result=3)
+    return program if given is weight else lambda x, _, bias, out: program(x, given, bias, out)
 
 
 def pointwise_weight_ready(grad_z: Array, x: Array, _: Array | None, grad_weight: Array, layout: str) -> Ready | None:
@@ -190,7 +191,7 @@ def pointwise_weight_ready(grad_z: Array, x: Array, _: Array | None, grad_weight
 
 @dataclass(frozen=True)
 class Plan:
-    """A product's launch, over the weight as it is or its panels, which are packed ahead unless they are kept."""
+    """A product's launch, over the weight as it is or its panels, which are packed ahead unless they are given."""
 
     run: Scratched
     packing: Packing | None = None
@@ -198,23 +199,20 @@ class Plan:
     weight_first: bool = False
 
     def parts(self, places: Sequence[int], first: int) -> Parts:
-        """All of it, (x, weight, bias, out, other) being at these places, and its rooms from ``first`` on.
-
-        Where panels are kept, they are at ``first``.
-        """
+        """All of it, (x, weight or panels, bias, out, other) being at these places, and its rooms from ``first`` on."""
         x, weight, *rest = places
         product, room = self.run.launch, (self.run.scratch, "")
         if self.packing is None:
             operands = (weight, x) if self.weight_first else (x, weight)
             return Parts([(product, (*operands, *rest, first))], (room,))
-        run = product, (x, first, *rest, first + 1)
         if self.kept:
-            return Parts([run], (room,))
+            return Parts([(product, (x, weight, *rest, first))], (room,))
+        run = product, (x, first, *rest, first + 1)
         return Parts([(self.packing.launch, (weight, first)), run], ((self.packing.bytes, "panels"), room))
 
     @cached_property
     def whole(self) -> Program:
-        """All of it over (x, weight, bias, out, other), and the panels where they are kept."""
+        """All of it over (x, weight or panels, bias, out, other)."""
         return Program(self.parts(range(5), 5))
 
 
@@ -238,6 +236,8 @@ def _plan(
     x_type, w_type, bias_type, out_type, other_type = ("" if dtype is None else dtype.name for dtype in dtypes)
     rest: dict[str, Any] = {"out_type": out_type, "bias_type": bias_type, "other_type": other_type}
     rest |= {"activation": activation, "chain": chain, "threads": threads}
+    x_size, out_size = STORED[x_type][1], STORED[out_type][1]
+    rest["past_caches"] = past_caches(batch * pixels * depth * x_size, batch * pixels * outs * out_size)
     if layout == "channels_last" or pixels == 1:
         flat = Matrices(1, batch * pixels, outs, depth, Strides(depth), weight, Strides(outs), x_type, w_type, **rest)
         return _weight_packed(flat, frozen)

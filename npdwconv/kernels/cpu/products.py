@@ -169,6 +169,7 @@ class Matrices(NamedTuple):
     chain: bool = False
     turned: bool = False
     threads: int = 1
+    past_caches: bool = False
 
     @property
     def dtype(self) -> str:
@@ -178,6 +179,12 @@ class Matrices(NamedTuple):
     @property
     def lanes(self) -> int:
         return machine().lanes(STORED[self.dtype][1])
+
+    @property
+    def streams(self) -> bool:
+        """Whether vectors of results are written past the caches, as whole ones can be where all rows begin alike."""
+        alike = self.out.line % self.lanes == 0 and self.out_type == self.dtype
+        return self.past_caches and alike and not self.turned
 
     def cut(self, split: str) -> Cut:
         """The cheapest cut; see `best_cut`."""
@@ -227,7 +234,8 @@ class Matrices(NamedTuple):
             "chain": self.chain,
             "adds": adds,
             "direct": direct,
-            "ahead": ahead,
+            "streams": self.streams,
+            "ahead": ahead and not self.streams,
             "a_packs": packs,
             "a_turning": self.a.line != 1,
             "tile_vectors": width,

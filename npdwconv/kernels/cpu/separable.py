@@ -13,7 +13,7 @@ from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.chain import separable_bwd_of
 from npdwconv.kernels.cpu import depthwise, pointwise
 from npdwconv.kernels.cpu.arrays import deliver, plain, room, target
-from npdwconv.kernels.cpu.engine import Parts, Program, Ready, checks
+from npdwconv.kernels.cpu.engine import NOWHERE, Parts, Program, Ready, checks
 from npdwconv.kernels.cpu.epilogue import bias_bwd
 from npdwconv.kernels.cpu.pointwise import Packed
 from npdwconv.kernels.cpu.strips import Strips, strips
@@ -62,7 +62,7 @@ def separable_ready(
     x: Array,
     depthwise_weight: Array,
     depthwise_bias: Array | None,
-    pointwise_weight: Array,
+    pointwise_weight: Array | Packed,
     bias: Array | None,
     out: Array,
     g: ConvGeometry,
@@ -76,14 +76,15 @@ def separable_ready(
     middle = _middle(x, depthwise_weight, g, layout)
     if middle.nbytes > MIDDLE_BYTES:
         return None
-    operands, place = (x, depthwise_weight, depthwise_bias, pointwise_weight, bias, out), 6
-    before = depthwise.forward_parts(
-        (*operands[:3], middle), g, layout, depthwise_activation, (0, 1, 2, place), place + 1
-    )
-    left = place + 1 + len(before.rooms)
-    after = pointwise.parts((middle, *operands[3:]), layout, activation, (place, 3, 4, 5), left)
+    plan, given = pointwise.planned(middle, pointwise_weight, bias, out, layout, activation)
+    first, place = (x, depthwise_weight, depthwise_bias), 6
+    before = depthwise.forward_parts((*first, middle), g, layout, depthwise_activation, (0, 1, 2, place), place + 1)
+    after = plan.parts((place, 3, 4, 5, NOWHERE), place + 1 + len(before.rooms))
     rooms = (middle.nbytes, "middle"), *before.rooms, *after.rooms
-    return Program(Parts([*before.steps, *after.steps], rooms), operands, result=5)
+    program = Program(Parts([*before.steps, *after.steps], rooms), (*first, given, bias, out), result=5)
+    if given is pointwise_weight:
+        return program
+    return lambda x, taps, first_bias, _, bias, out: program(x, taps, first_bias, given, bias, out)
 
 
 def _run(

@@ -11,6 +11,7 @@ import numpy as np
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_first, channels_last, phases, planes
 from npdwconv.kernels.cpu.arrays import LINE, room
+from npdwconv.kernels.cpu.caches import past_caches
 from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.pointwise import cheaper
 from npdwconv.kernels.cpu.products import Matrices, Packing, Strides, packed_product, packing, packing_product
@@ -95,6 +96,9 @@ def strips(
         "bias_type": dtype.name if second_bias else "",
         "other_type": dtype.name if adds else "",
         "activation": activations[1],
+        "past_caches": past_caches(
+            batch * prod(size) * inputs * dtype.itemsize, batch * pixels * outputs * dtype.itemsize
+        ),
     }
     m = _product(layout, (rows * width, pitch, pixels), (channels, outputs), (middle.name, dtype.name), rest)
     packs = m.turned or layout == "channels_last"
