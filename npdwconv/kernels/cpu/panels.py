@@ -12,7 +12,8 @@ from numba.core import types
 from numba.extending import intrinsic, overload
 
 from npdwconv.kernels.cpu.engine import compiled
-from npdwconv.kernels.cpu.gemm import first_vector, prefetch, square
+from npdwconv.kernels.cpu.gemm import first_vector, prefetch
+from npdwconv.kernels.cpu.shuffles import square
 from npdwconv.kernels.cpu.simd import I1, STORED, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from npdwconv.kernels.cpu import activate
 from npdwconv.kernels.cpu.column_tiles import opaque
 from npdwconv.kernels.cpu.columns import where
-from npdwconv.kernels.cpu.gemm import square
+from npdwconv.kernels.cpu.shuffles import square
 from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 from npdwconv.kernels.cpu.vectors import VectorType
