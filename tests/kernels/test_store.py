@@ -35,6 +35,22 @@ def test_code_is_kept(filled, tmp_path: Path):
     assert run(code, NUMBA_CACHE_DIR=tmp_path) == "True True 0\nFalse", "it sets up Numba's compiler"
 
 
+def test_other_code_is_compiled_as_ever(tmp_path: Path):
+    code = f"""
+        import numba
+        other = numba.njit(lambda x: x + 1)
+        other(1)
+        from npdwconv.kernels.cpu import compilation
+        libraries = []
+        compilation._calls = lambda library: libraries.append(type(library)) or ()
+        {TELL}
+        other(1.5)
+        kinds = {{type(code.library) for code in other.overloads.values()}}
+        print(kinds == {{compilation.JITCodeLibrary}}, set(libraries) == {{compilation._Library}})
+    """
+    assert run(code, NUMBA_CACHE_DIR=tmp_path) == "True True 2\nTrue True"
+
+
 def test_two_processes_that_fill_one_empty_cache(tmp_path: Path):
     started = [start(TELL, NUMBA_CACHE_DIR=tmp_path) for _ in range(4)]
     assert {finish(process)[:9] for process in started} == {"True True"}
