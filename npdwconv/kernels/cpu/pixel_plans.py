@@ -19,7 +19,6 @@ PAGE = 4096  # bytes
 FEW = 4  # vectors of channels that a thread has at least where channels are shared out
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 STREAMED, STAGE = 8, 1 << 17  # rows of results on their way past the caches; bytes of those made and those written
-PIECES = ("", "relu", "relu6", "hardsigmoid", "hardswish")  # activations of a few instructions
 ROLLED = (7, 4, 3, 2)  # places side by side in a tile that rolls; each is compiled, so few
 
 
@@ -138,7 +137,7 @@ def _common(call: Call, block_channels: int) -> tuple[dict[str, Fixed], dict[str
 def _shape(call: Call, depth: Sweep, h: Axis, w: Axis) -> int | None:
     """Places side by side in a tile that rolls down the image; None where none can."""
     kinds, places = len(w.sweeps), w.first.out
-    if depth != ONE or call.fold > 1 or h.results < 2 or not _rolls(h, w) or not _short(call):
+    if depth != ONE or call.fold > 1 or h.results < 2 or not _rolls(h, w):
         return None
     most = (24 if machine().registers >= 32 else 12) // live(h.phases, w.phases, h.first.stride)
     if call.channels * STORED[call.types[0]][1] > PAGE // 2:
@@ -151,11 +150,6 @@ def _shape(call: Call, depth: Sweep, h: Axis, w: Axis) -> int | None:
     before_last = (-(-places // pixels) - 2) * pixels  # where the last tile begins but one
     apart = min(pixels, places - pixels) * step >= w.low and before_last * step + span - w.low <= w.first.size
     return pixels if places == pixels or apart else None  # only the first tile and the last reach beyond the image
-
-
-def _short(call: Call) -> bool:
-    """Whether what is made of a sum is little code: a tile that rolls has it many times over."""
-    return call.activation in PIECES and not call.types[4]
 
 
 def _rolls(h: Axis, w: Axis) -> bool:

@@ -228,13 +228,24 @@ def _write(
     behind = row - age * len(tile.rows)  # rows of results from the place's first to this one
     (out, down), (place, results) = where_to, bounds
     across = field(b, spec, task, "out_pixel")
+    other = _beside(b, spec, task, out) if spec.other_type else None
     number = b.add(b.mul(place, int64(len(tile.rows))), int64(behind))
     with b.if_then(b.icmp_unsigned("<", number, results), likely=True):
         at = b.mul(down, int64(behind))
         missing = phases - int(spec.last) if rightmost else 0  # of the last place's results
         for each in tile.sums(row, age)[: tile.pixels * phases - missing]:
-            write(v, spec, acc[each], out, None, at, mask)
+            write(v, spec, acc[each], out, other, at, mask)
             at = opaque(b, b.add(at, across))
+
+
+def _beside(b: Any, spec: Spec, task: Value, out: Value) -> Value:
+    """The address in `other` of what belongs to the result at ``out``."""
+    first, other = (field(b, spec, task, name) for name in ("out", "other"))
+    (_, size, _), (_, other_size, _) = STORED[spec.out_type], STORED[spec.other_type]
+    distance = b.sub(out, first)
+    if size != other_size:
+        distance = b.mul(b.sdiv(distance, int64(size)), int64(other_size))
+    return b.add(other, distance)
 
 
 @intrinsic
