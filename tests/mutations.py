@@ -303,6 +303,7 @@ MUTATIONS = [
         "and place < end and target <",
         "and place < end - 4 and target <",
     ),
+    Mutation("memory that is in use", "memory.py", "getrefcount(memory) == alone", "getrefcount(memory) >= alone"),
     Mutation("out may be read-only", f"{CPU}/pool.py", "WRITABLE if i == task.result else READABLE", "READABLE"),
     Mutation("taps not turned", f"{CPU}/covering.py", "places.reverse()\n", "pass\n"),
     Mutation(

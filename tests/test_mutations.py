@@ -23,6 +23,7 @@ TESTS = {
         "test_arrays.py",
         "test_errors.py",
         "test_folding.py",
+        "test_memory.py",
         "test_operators.py",
         "interop/test_conventions.py",
         "laws",

@@ -46,6 +46,7 @@ def like(array: np.ndarray, *, at_end: bool) -> np.ndarray:
 @contextmanager
 def guarded_numpy(*, at_end: bool) -> Iterator[None]:
     """`np.empty`, `np.zeros` and their like give guarded arrays; what is empty is NaN."""
+    from npdwconv import memory
 
     def filled(value: Any) -> Callable[..., np.ndarray]:
         def make(shape: Any, dtype: Any = float, *rest: Any, **options: Any) -> np.ndarray:
@@ -66,6 +67,7 @@ def guarded_numpy(*, at_end: bool) -> Iterator[None]:
     }
     kept = {name: getattr(np, name) for name in replaced}
     vars(np).update(replaced)
+    memory.KEPT = 0  # each result is guarded anew
     try:
         yield
     finally:
