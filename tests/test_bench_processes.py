@@ -121,13 +121,22 @@ def test_an_error_ends_every_process(fakes):
 def test_ctrl_c_ends_every_process():
     command = [sys.executable, "-m", "npdwconv", "bench", "--backend", "reference", "--match", "c128to128", "--quick"]
     command += ["--family", "separable", "--peer", "numpy", "--rounds", "10000", "--threads", "1"]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    started = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=_minds_ctrl_c)
     with started as parent:
-        children = wait_for_children(parent.pid, 2)
-        os.killpg(parent.pid, signal.SIGINT)
-        _, err = parent.communicate(timeout=30)
+        try:
+            children = wait_for_children(parent.pid, 2)
+            os.killpg(parent.pid, signal.SIGINT)
+            _, err = parent.communicate(timeout=30)
+        finally:
+            parent.kill()
         assert (parent.returncode, err) == (130, b"")
     assert all(map(ended, children))
+
+
+def _minds_ctrl_c():
+    """As a program does that was started in a terminal: a shell's background jobs, and what they start, ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_for_children(pid, count, patience=60.0):
