@@ -41,3 +41,8 @@ def _poisoned_empty():
     patch.setattr(np, "empty_like", lambda *args, **kwargs: poisoned(real_empty_like(*args, **kwargs)))
     yield
     patch.undo()
+
+
+def pytest_collection_modifyitems(items):
+    """What takes a minute comes first, so that no worker is left with it at the end."""
+    items.sort(key=lambda item: "test_guarded" not in item.nodeid)
