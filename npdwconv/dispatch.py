@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -51,6 +52,7 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "pointwise_weight_ready": ("pointwise", ("numba",)),
 }
 
+_OLDEST_NUMBA = (0, 62)
 _VARIABLE = "NPDWCONV_BACKEND"
 _STORED, _KEY = getattr(os.environ, "_data", None), os.environ.encodekey(_VARIABLE)  # CPython's dictionary behind it
 _kernels: dict[Any, tuple[Kernel, ...]] = {}  # what was chosen, by all that a choice depends on
@@ -212,8 +214,13 @@ def unusable(name: str) -> str | None:
 
 @cache
 def _numba_missing() -> str | None:
+    from importlib.metadata import version  # not with this package: it takes 40 ms, and numba needs it anyway
+
     if find_spec("numba") is None:
         return "the package numba is not installed (pip install numba)"
+    found = version("numba")
+    if tuple(map(int, re.findall(r"\d+", found)[:2])) < _OLDEST_NUMBA:
+        return f"numba {found} is too old (pip install 'numba>={'.'.join(map(str, _OLDEST_NUMBA))}')"
     disabled = os.environ.get("NUMBA_DISABLE_JIT", "0")
     if disabled not in ("", "0"):
         return f"NUMBA_DISABLE_JIT={disabled} is set, and its kernels exist as compiled code only (unset it)"

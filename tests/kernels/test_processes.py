@@ -264,3 +264,19 @@ def test_without_a_compiler_the_backend_says_so():
         print(npdwconv.backend_status()["numba"])
     """
     assert "NUMBA_DISABLE_JIT" in run(code, NUMBA_DISABLE_JIT=1)
+
+
+def test_a_numba_that_is_too_old_is_not_used():
+    code = """
+        import importlib.metadata
+        known = importlib.metadata.version
+        importlib.metadata.version = lambda name: "0.61.2" if name == "numba" else known(name)
+        import numpy as np, npdwconv
+        print(npdwconv.backend_status()["numba"])
+        print(npdwconv.depthwise_conv1d(np.ones((1, 1, 3), np.float32), np.ones((1, 1, 2), np.float32)).tolist())
+        print(npdwconv.explain_backend().backend)
+    """
+    reason, result, backend = run(code, NPDWCONV_BACKEND="").splitlines()
+    assert "numba 0.61.2 is too old" in reason
+    assert "numba>=0.62" in reason
+    assert (result, backend) == ("[[[2.0, 2.0]]]", "reference")
