@@ -47,9 +47,9 @@ def _placed(shape: tuple[int, ...], kind: np.dtype[Any], size: int) -> Array:
         memory = np.empty(size + PAGE, np.uint8)
         block = memory, (next(_places) - addressof(c_byte.from_buffer(memory.data))) % PAGE
         blocks.append(block)
-    if blocks:
-        _kept[size] = blocks
     array: Array = np.ndarray(shape, kind, *block)
+    if blocks:
+        _kept[size] = blocks  # not before the array holds its block
     return array
 
 

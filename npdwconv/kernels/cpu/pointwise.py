@@ -202,11 +202,9 @@ class Plan:
         """All of it, (x, weight or panels, bias, out, other) being at these places, and its rooms from ``first`` on."""
         x, weight, *rest = places
         product, room = self.run.launch, (self.run.scratch, "")
-        if self.packing is None:
+        if self.packing is None or self.kept:
             operands = (weight, x) if self.weight_first else (x, weight)
             return Parts([(product, (*operands, *rest, first))], (room,))
-        if self.kept:
-            return Parts([(product, (x, weight, *rest, first))], (room,))
         run = product, (x, first, *rest, first + 1)
         return Parts([(self.packing.launch, (weight, first)), run], ((self.packing.bytes, "panels"), room))
 
