@@ -331,6 +331,12 @@ MUTATIONS = [
         "room, ready = room, ready",
     ),
     Mutation(
+        "a branch decided by one of several values",
+        f"{CPU}/pipeline.py",
+        "case ir.Var(name=name) if len(function._definitions[name]) == 1:",
+        "case ir.Var(name=name):",
+    ),
+    Mutation(
         "a column at the left edge is left out",
         f"{CPU}/pixel_rolling.py",
         "column < spec.missing",

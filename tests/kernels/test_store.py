@@ -40,13 +40,13 @@ def test_other_code_is_compiled_as_ever(tmp_path: Path):
         import numba
         other = numba.njit(lambda x: x + 1)
         other(1)
-        from npdwconv.kernels.cpu import compilation
+        from npdwconv.kernels.cpu import compilation, pipeline
         libraries = []
         compilation._calls = lambda library: libraries.append(type(library)) or ()
         {TELL}
         other(1.5)
         kinds = {{type(code.library) for code in other.overloads.values()}}
-        print(kinds == {{compilation.JITCodeLibrary}}, set(libraries) == {{compilation._Library}})
+        print(kinds == {{pipeline.JITCodeLibrary}}, set(libraries) == {{pipeline._Library}})
     """
     assert run(code, NUMBA_CACHE_DIR=tmp_path) == "True True 2\nTrue True"
 

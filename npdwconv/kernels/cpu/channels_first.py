@@ -11,8 +11,6 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from numba.extending import overload
-
 from npdwconv.kernels.cpu import planes as plans
 from npdwconv.kernels.cpu.column_tiles import (
     finish_edge,
@@ -23,7 +21,7 @@ from npdwconv.kernels.cpu.column_tiles import (
     start,
 )
 from npdwconv.kernels.cpu.covering import cover
-from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts
+from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts, inlined
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.rolling import rolled
 from npdwconv.kernels.cpu.taps import (
@@ -41,20 +39,7 @@ from npdwconv.layouts import Array
 POINTERS = ("source", "weight", "bias_at", "out", "other")
 
 
-def _add_plane(task: Any, sums: Any, x: int, weight: int, top: int, left: int, inside: bool, array: bool) -> Any:
-    """Add one plane's taps to a tile: what `_choose` chooses, so that only that is compiled."""
-    raise NotImplementedError
-
-
-@overload(_add_plane, inline="always")
-def _choose(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
-    if task.spec.unrolled:
-        return _unrolled
-    if task.spec.covers:
-        return _covering
-    return _sliding if task.spec.sliding else _single
-
-
+@inlined
 def _unrolled(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
     """A kernel that is compiled in."""
     if inside:
@@ -64,11 +49,7 @@ def _unrolled(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, in
     return gather_lanes(task, sums, x, weight, top, left)
 
 
-def _covering(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
-    """A kernel whose taps reach every column from every other."""
-    return cover(task, sums, x - (top * task.width + left) * task.source_size, weight)
-
-
+@inlined
 def _sliding(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
     """Any kernel whose output rows are one row of taps apart: for each column of taps input rows pass."""
     plain = array or (inside and not task.merges)
@@ -100,6 +81,7 @@ def _sliding(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, ins
     return sums
 
 
+@inlined
 def _single(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
     """Any kernel, tap by tap."""
     plain = array or (inside and not task.merges)
@@ -115,6 +97,18 @@ def _single(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, insi
             row += task.row_pitch * task.source_size
             w += task.tap_pitch * task.weight_size
     return sums
+
+
+@inlined
+def _add_plane(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
+    """Add one plane's taps to a tile."""
+    if task.unrolled:
+        return _unrolled(task, sums, x, weight, top, left, inside, array)
+    if task.covers:
+        return cover(task, sums, x - (top * task.width + left) * task.source_size, weight)
+    if task.sliding:
+        return _sliding(task, sums, x, weight, top, left, inside, array)
+    return _single(task, sums, x, weight, top, left, inside, array)
 
 
 def _planes(task: Any, item: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from npdwconv.kernels.cpu import pixel_plans as plans
 from npdwconv.kernels.cpu.arrays import room_for
-from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts, Program, compiled
+from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts, Program, compiled, inlined
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.pixels import (
     both_at_edge,
@@ -76,7 +76,7 @@ def _adder(upper: Any, both: Any, lower: Any) -> Any:
                             sums = lower(task, sums, xs + r * task.x_down, ws + r * task.weight_row, c, left, low)
         return sums
 
-    return compiled(add, inline="always")
+    return inlined(add)
 
 
 add_inside = _adder(upper_inside, both_inside, lower_inside)
@@ -148,7 +148,7 @@ def _pack(task: Any, item: Any) -> None:
             packed += min(task.taps - tap, task.lanes) * task.packed_tap
 
 
-correlate = Kernel(_correlator(compiled(_add, inline="always")))
+correlate = Kernel(_correlator(inlined(_add)))
 correlate_whole = Kernel(_correlator(add_inside))  # rows that are one tile, whose columns beside the image are left out
 pack = Kernel(_pack)
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import llvmlite.binding as llvm
 import numba
 from numba import njit, types
 from numba.core import config
-from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
 from numba.core.runtime import nrt
@@ -26,20 +24,27 @@ from numba.core.runtime import nrt
 from npdwconv.kernels.cpu import store
 from npdwconv.kernels.cpu.forks import compiling
 from npdwconv.kernels.cpu.loader import loaded
+from npdwconv.kernels.cpu.pipeline import Pipeline
 from npdwconv.kernels.cpu.spec import Spec, TaskType, sources
 from npdwconv.kernels.watchers import Compiling, tell
 
-OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract", "nsz"}}
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "nsz"},
+    "pipeline_class": Pipeline,
+    "no_cpython_wrapper": True,
+}
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """``function`` for kernels to call, and for nobody else; ``options`` are those of `numba.njit`."""
-    return njit(**OPTIONS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}, **options)(function)
+    return njit(**OPTIONS, no_cfunc_wrapper=True, **options)(function)
 
 
 def inlined(function: Callable[..., Any]) -> Any:
-    """``function`` for one place in a kernel: else Numba optimises and assembles it by itself, too."""
-    return compiled(function, inline="always")
+    """``function`` without a call, wherever a kernel uses it: its sums stay in registers."""
+    return compiled(function, forceinline=True)
 
 
 class Kernel:
@@ -53,7 +58,7 @@ class Kernel:
     @cached_property
     def dispatcher(self) -> Any:
         """The function for Numba, without parts that only calls from Python need."""
-        return njit(**OPTIONS | {"no_cpython_wrapper": True})(self.function)
+        return njit(**OPTIONS)(self.function)
 
     def entry(self, spec: Spec) -> int:
         """The address of the code for ``spec``: a C function of (block, item)."""
@@ -81,7 +86,7 @@ class Kernel:
         tell(Compiling(self.name))
         began = time.perf_counter()
         result = self._compile(spec)
-        machine = result.library.serialize_using_object_code()[2][0]
+        machine = result.library._get_compiled_object()
         code = store.Code(result.fndesc.llvm_cfunc_wrapper_name, _calls(result.library), machine)
         tell(Compiling(self.name, time.perf_counter() - began))
         return code
@@ -89,36 +94,11 @@ class Kernel:
     def _compile(self, spec: Spec) -> Any:
         llvm.initialize_native_asmparser()  # for what is written in assembly language
         signature = (TaskType(spec), types.int64)
-        with _optimised_as_a_whole():
+        with global_compiler_lock:
             self.dispatcher.compile(signature)
-        return self.dispatcher.overloads[signature]
-
-
-class _Library(JITCodeLibrary):
-    """Code that LLVM optimises once, as a whole: compiling takes about a sixth less.
-
-    Numba optimises each function by itself, the whole cheaply in order to drop counts of references, then the whole.
-    Kernels inline everything, count no references and are written in vectors.
-    """
-
-    def _optimize_functions(self, ll_module: Any) -> None:
-        ll_module.data_layout = self._codegen._data_layout
-
-    def _optimize_final_module(self) -> None:
-        passes, builder = self._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False)
-        passes.run(self._final_module, builder)
-
-
-@contextmanager
-def _optimised_as_a_whole() -> Iterator[None]:
-    """Let Numba compile into `_Library`, while nobody else compiles."""
-    generator = cpu_target.target_context.codegen()
-    with global_compiler_lock:
-        generator._library_class = _Library
-        try:
-            yield
-        finally:
-            del generator._library_class  # that of its class again
+            result = self.dispatcher.overloads[signature]
+            result.library._ensure_finalized()
+        return result
 
 
 def _calls(library: Any) -> tuple[str, ...]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from numba.core import types
-from numba.extending import intrinsic, overload
+from numba.extending import intrinsic
 
-from npdwconv.kernels.cpu.engine import compiled
+from npdwconv.kernels.cpu.engine import compiled, inlined
 from npdwconv.kernels.cpu.gemm import first_vector, prefetch
 from npdwconv.kernels.cpu.shuffles import square
 from npdwconv.kernels.cpu.simd import I1, STORED, Vectors, int64
@@ -104,23 +104,7 @@ def _turner(of_a: bool) -> Any:
 turn_rows, turn_columns = _turner(True), _turner(False)
 
 
-def pack_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
-    """Pack ``count`` panels of b from panel p on, where ``columns`` are left; nothing where b is read in place."""
-    raise NotImplementedError
-
-
-@overload(pack_panels, inline="always")
-def _choose_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> Any:
-    """Only what a spec needs is compiled."""
-    if task.spec.knows("direct") and task.spec.direct:
-        return _no_panels
-    return _turn_panels if task.spec.b_turning else _copy_panels
-
-
-def _no_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
-    pass
-
-
+@inlined
 def _turn_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
     first = first_vector(task, p)
     for i in range(count):
@@ -130,6 +114,7 @@ def _turn_panels(task: Any, source: Any, target: Any, p: Any, count: Any, column
         turn_columns(task, place, packed, vectors, task.b_line, task.b_size, columns - column, depth)
 
 
+@inlined
 def _copy_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
     """Each step of the depth of all the panels, before the next step."""
     first = first_vector(task, p)
@@ -145,23 +130,16 @@ def _copy_panels(task: Any, source: Any, target: Any, p: Any, count: Any, column
                 _copy(task, False, task.last, place, line, columns - column)
 
 
-def rows_of_a(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
-    """Where ``count`` rows of a are read: in place, or packed tile by tile in the scratch."""
-    raise NotImplementedError
+@inlined
+def pack_panels(task: Any, source: Any, target: Any, p: Any, count: Any, columns: Any, depth: Any) -> None:
+    """Pack ``count`` panels of b from panel p on, where ``columns`` are left."""
+    if task.b_turning:
+        _turn_panels(task, source, target, p, count, columns, depth)
+    else:
+        _copy_panels(task, source, target, p, count, columns, depth)
 
 
-@overload(rows_of_a, inline="always")
-def _choose_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
-    """Only what a spec needs is compiled."""
-    if not task.spec.a_packs:
-        return _rows_in_place
-    return _turned_rows if task.spec.a_turning else _copied_rows
-
-
-def _rows_in_place(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
-    return a
-
-
+@inlined
 def _turned_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
     for row in range(0, count, task.rows):
         place, packed = a + row * task.a_line * task.a_size, scratch + row // task.rows * task.tile_next * task.size
@@ -169,6 +147,7 @@ def _turned_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any
     return scratch
 
 
+@inlined
 def _copied_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
     for row in range(0, count, task.rows):
         place, packed = a + row * task.a_line * task.a_size, scratch + row // task.rows * task.tile_next * task.size
@@ -176,3 +155,13 @@ def _copied_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any
             here, there = place + step * task.a_step * task.a_size, packed + step * task.tile_step * task.size
             _copy(task, True, task.tile_vectors, here, there, min(count - row, task.rows))
     return scratch
+
+
+@inlined
+def rows_of_a(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
+    """Where ``count`` rows of a are read: in place, or packed tile by tile in the scratch."""
+    if not task.a_packs:
+        return a
+    if task.a_turning:
+        return _turned_rows(task, a, scratch, count, depth)
+    return _copied_rows(task, a, scratch, count, depth)

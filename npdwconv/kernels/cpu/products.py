@@ -80,7 +80,8 @@ def _multiply_packing(task: Any, item: Any) -> None:
             begin = first_vector(task, p) * task.lanes
             b = task.b + image * task.b_image * task.b_size
             source = b + begin * task.b_line * task.b_size
-            pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
+            if not task.direct:
+                pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
             for q in range(p, p + together):
                 column = first_vector(task, q) * task.lanes
                 panel = panels + (column - begin) * task.depth * task.size
@@ -126,7 +127,8 @@ def _reduce(task: Any, item: Any) -> None:
                     together, begin = min(task.together, last - p), first_vector(task, p) * task.lanes
                     b = task.b + (image * task.b_image + start * task.b_step) * task.b_size
                     source = b + begin * task.b_line * task.b_size
-                    pack_panels(task, source, panels, p, together, task.columns - begin, depth)
+                    if not task.direct:
+                        pack_panels(task, source, panels, p, together, task.columns - begin, depth)
                     for q in range(p, p + together):
                         column = first_vector(task, q) * task.lanes
                         panel = panels + (column - begin) * depth * task.size

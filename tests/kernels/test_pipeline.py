@@ -1,0 +1,101 @@
+"""How kernels are compiled: branches that a spec decides, and functions that become part of a kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from numba.core.errors import TypingError
+
+from npdwconv.kernels.cpu.compilation import Kernel, compiled, inlined
+from npdwconv.kernels.cpu.spec import Spec
+
+MANY = 2
+
+
+def value_of(kernel: Kernel, fields: dict[str, int], item: int = 0, **fixed: int | bool | str) -> int:
+    """What the kernel returns, ``fixed`` being compiled in and ``fields`` read when it runs."""
+    spec = Spec(tuple(fields), tuple(fixed.items()))
+    block = np.array([*fields.values(), 0], np.int64)
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(kernel.entry(spec))
+    return function(block.ctypes.data, item)
+
+
+def _branches(task, item):
+    found = 1 if task.wide > MANY else 2
+    width = task.wide
+    if item > 1:
+        width = 5
+    if width > MANY:
+        found += 3
+    if not task.wide:
+        found += 10
+    elif task.wide == 1 or task.high == 1:
+        found += 20
+    if -task.high < -1 and task.wide:
+        found += 100
+    for _ in range(3):
+        if task.high != task.wide:
+            found += 1000
+        if item > 1 and task.high:
+            break
+    while task.high > MANY:
+        return found + 10000
+    return found
+
+
+branches = Kernel(_branches)
+
+
+@pytest.mark.parametrize("fixed", [(), ("wide",), ("high",), ("wide", "high")], ids=str)
+def test_a_branch_is_the_same_whether_the_spec_or_the_block_decides_it(fixed):
+    for wide, high, item in product((0, 1, 3), (0, 1, 3), (0, 2)):
+        task = {"wide": wide, "high": high}
+        read = {name: value for name, value in task.items() if name not in fixed}
+        built = {name: value for name, value in task.items() if name in fixed}
+        assert value_of(branches, read, item, **built) == _branches(SimpleNamespace(**task), item), task
+
+
+def _absent(task, item):
+    if task.kind == "plain":
+        return 1
+    return task.absent
+
+
+absent = Kernel(_absent)
+
+
+def test_what_a_spec_rules_out_is_not_compiled():
+    assert value_of(absent, {}, kind="plain") == 1
+    assert value_of(absent, {"absent": 7}, kind="other") == 7
+    with pytest.raises(TypingError, match="absent"):
+        value_of(absent, {}, kind="other")
+
+
+@compiled
+def _twice(task, number):
+    return 2 * number + task.more
+
+
+@inlined
+def _thrice(task, number):
+    return _twice(task, number) + number
+
+
+def _calls(task, item):
+    return max(_twice(task, item), 0) * 1000 + _thrice(task, item)
+
+
+calls = Kernel(_calls)
+
+
+def test_a_kernel_and_what_it_calls_are_one_piece():
+    assert value_of(calls, {"more": 5}, 4) == 13 * 1000 + 17
+    assert value_of(calls, {}, 4, more=1) == 9 * 1000 + 13
+    assembly = calls.assembly(Spec(("more",), ()))
+    assert "test_pipeline6_calls" in assembly
+    assert [label for label in re.findall(r"^_ZN.*:$", assembly, re.M) if "wice" in label or "hrice" in label] == []
