@@ -76,6 +76,30 @@ def test_values(layout, ending):
     assert was_whole(model)
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "padding", "size"),
+    [
+        (3, (3, 3), (2, 2), "same", (9, 12)),
+        (3, (2, 5), (1, 3), ((0, 1), (4, 0)), (5, 11)),
+        (4, (3, 7), (3, 2), (2, 6), (7, 5)),  # a row of taps is longer than a vector, and than the image
+        (1, (5, 3), (1, 1), ((4, 7), (2, 9)), (2, 3)),  # windows that lie in padding alone
+        (5, (1, 3), (1, 4), (0, 1), (3, 14)),  # inputs that nothing reads
+    ],
+)
+def test_windows_of_a_standard_convolution(channels, kernel, stride, padding, size):
+    rng = np.random.default_rng(0)
+    standard = StandardConv2d(channels, 6, kernel, stride=stride, padding=padding, layout="channels_last")
+    for values in standard.params.values():
+        values[...] = rng.integers(-4, 5, values.shape)
+    same = PointwiseConv(6, 6, bias=False, layout="channels_last")
+    same.params["weight"][..., 0, 0] = np.eye(6)
+    model = Sequential(standard, same)
+    x = rng.integers(-4, 5, (2, *size, channels)).astype(np.float32)
+    wanted = by_reference(model, x)
+    assert np.array_equal(model.freeze()(x), wanted)
+    assert was_whole(model)
+
+
 def test_float64():
     model, x = network("channels_last", np.float64).freeze(), photographs("channels_last", dtype=np.float64)
     np.testing.assert_allclose(model(x), by_reference(model, x), rtol=0, atol=1e-14)

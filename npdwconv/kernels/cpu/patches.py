@@ -14,7 +14,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.geometry import ConvGeometry
-from npdwconv.kernels.cpu.engine import Kernel, Launch
+from npdwconv.kernels.cpu.engine import Kernel, Launch, inlined
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.simd import STORED, Vectors
 from npdwconv.kernels.cpu.spec import Fixed
@@ -49,25 +49,37 @@ def _copy(typing: Any, task: Any, source: Any, target: Any, low: Any, high: Any,
     return types.none(task, source, target, low, high, count), generate
 
 
+@inlined
+def _edge(task: Any, source: Any, target: Any, before: Any, line: Any) -> None:
+    """Copy a run that begins ``before`` values before its row of ``line`` values, or that no row has if that is 0."""
+    low, high = max(before, 0), min(line + before, task.run)
+    for i in range(0, task.run, task.lanes):
+        rest = min(task.run - i, task.lanes)
+        _copy(task, source + i * task.size, target + i * task.size, low - i, high - i, rest)
+
+
 def _patches(task: Any, item: Any) -> None:
+    """The windows of a row of results, one row of taps after another: those at the edges with care, the others fast."""
     image, p = item // task.out_h, item % task.out_h
-    line = task.width * task.channels
-    for q in range(task.out_w):
-        target = task.out + ((item * task.out_w + q) * task.kernel_h * task.run) * task.size
-        before = (task.low_w - q * task.stride_w) * task.channels
-        inside = before <= 0 and task.run - before <= line and task.run <= task.lanes
-        for r in range(task.kernel_h):
-            row = p * task.stride_h - task.low_h + r
-            source = task.x + ((image * task.height + row) * line - before) * task.size
-            place = target + r * task.run * task.size
-            if inside and 0 <= row < task.height:
-                _copy_run(task, source, place)
-            else:
-                low = max(before, 0) if 0 <= row < task.height else task.run
-                high = min(line + before, task.run)
-                for i in range(0, task.run, task.lanes):
-                    rest = min(task.run - i, task.lanes)
-                    _copy(task, source + i * task.size, place + i * task.size, low - i, high - i, rest)
+    line, step, low = task.width * task.channels, task.stride_w * task.channels, task.low_w * task.channels
+    window = task.kernel_h * task.run * task.size
+    first = min((low + step - 1) // step, task.out_w)
+    last = max(min((low + line - task.run) // step + 1, task.out_w), first) if task.run <= task.lanes else first
+    for r in range(task.kernel_h):
+        row = p * task.stride_h - task.low_h + r
+        exists = 0 <= row < task.height
+        source = task.x + ((image * task.height + row) * line - low) * task.size
+        target = task.out + (item * task.out_w * task.kernel_h + r) * task.run * task.size
+        if not exists:
+            for q in range(task.out_w):
+                _edge(task, source, target + q * window, 0, 0)
+        else:
+            for q in range(first):
+                _edge(task, source + q * step * task.size, target + q * window, low - q * step, line)
+            for q in range(first, last):
+                _copy_run(task, source + q * step * task.size, target + q * window)
+            for q in range(last, task.out_w):
+                _edge(task, source + q * step * task.size, target + q * window, low - q * step, line)
 
 
 _kernel = Kernel(_patches)
@@ -78,17 +90,21 @@ def patches(batch: int, channels: int, g: ConvGeometry, dtype: str) -> Launch:
     """The launch over (x, out): out (batch·P·Q, R·S·C) for x (batch, H, W, C); no dilation."""
     h, w = g.axes
     size = STORED[dtype][1]
-    fixed: dict[str, Fixed] = {"dtype": dtype, "size": size, "lanes": machine().lanes(size), "run": w.kernel * channels}
-    numbers = {
+    fixed: dict[str, Fixed] = {
+        "dtype": dtype,
+        "size": size,
+        "lanes": machine().lanes(size),
+        "run": w.kernel * channels,
+        "kernel_h": h.kernel,
+        "stride_w": w.stride,
         "channels": channels,
+    }
+    numbers = {
         "height": h.size,
         "width": w.size,
         "out_h": h.out,
         "out_w": w.out,
-        "kernel_h": h.kernel,
-        "kernel_w": w.kernel,
         "stride_h": h.stride,
-        "stride_w": w.stride,
         "low_h": h.low,
         "low_w": w.low,
     }

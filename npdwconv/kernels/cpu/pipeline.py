@@ -1,7 +1,8 @@
 """Which passes make a kernel: those of Numba that kernels need, one of our own, and LLVM's, once over the whole.
 
-Kernels are written in vectors, their functions are inlined and nothing in them counts references. Numba's passes that
-rewrite, fuse or count, and LLVM's vectorisers, would find nothing to do, and took a quarter to two fifths of the time to compile.
+Kernels are written in vectors, their functions are inlined and nothing in them counts references: Numba's passes that
+rewrite, fuse or count, and LLVM's vectorisers, would find nothing to do. With all of them compiling takes 1.3 to 1.7
+times as long.
 """
 
 from __future__ import annotations

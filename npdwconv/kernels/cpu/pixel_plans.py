@@ -325,5 +325,6 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, *, rolls: bool = False) ->
         return strip, -(-strips // blocks) * strip, max(h.out, 1)
     if rolls and h.stride == w.stride == 1 < blocks and reached <= 2 and channels >= FEW * blocks * lanes:
         return min(strip, each), each, max(h.out, 1)
-    rows = max(-(-h.out // blocks), 1)
-    return strip, channels, min(rows, 16 if rolls else 4) if reached > 1 else rows
+    most = (16 if rolls else 4) if reached > 1 else max(h.out, 1)
+    count = max(-(-h.out // (blocks * most)), 1) * blocks  # as many for each thread
+    return strip, channels, max(-(-h.out // count), 1)
