@@ -331,6 +331,18 @@ MUTATIONS = [
         "room, ready = room, ready",
     ),
     Mutation(
+        "a strip padded like the image",
+        f"{CPU}/chains.py",
+        "padding = (read[0] - first, last - read[1])",
+        "padding = (h.low, last - read[1])",
+    ),
+    Mutation(
+        "a strip read from the image's first row on",
+        f"{CPU}/network.py",
+        "address(operand) - address(array)",
+        "0",
+    ),
+    Mutation(
         "a branch decided by one of several values",
         f"{CPU}/pipeline.py",
         "case ir.Var(name=name) if len(function._definitions[name]) == 1:",

@@ -11,6 +11,7 @@ import mmap
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import product
 from math import prod
 from typing import Any
 
@@ -94,12 +95,14 @@ def call_network(layout: str) -> None:
     from kernels.situations import frozen_network
 
     import npdwconv
+    from npdwconv.kernels.cpu import chains
 
     with npdwconv.use_backend("reference"):
         network, x = frozen_network(layout)
         wanted = network(x)
-    for at_end in (True, False):
-        print("network", layout, "against the page", "behind" if at_end else "before", flush=True)
+    for at_end, cached in product((True, False), (chains.CACHED, 2000)):
+        print("network", layout, cached, "against the page", "behind" if at_end else "before", flush=True)
+        chains.CACHED = cached
         with guarded_numpy(at_end=at_end), npdwconv.use_backend("numba"):
             network, x = frozen_network(layout)
             assert np.array_equal(network(like(x, at_end=at_end)), wanted)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 import npdwconv
 from npdwconv import dispatch
+from npdwconv.kernels.cpu import chains
+from npdwconv.kernels.steps import Step, Window
 from npdwconv.layers import (
     Activation,
     DepthwiseConv2d,
@@ -104,6 +107,66 @@ def test_float64():
     model, x = network("channels_last", np.float64).freeze(), photographs("channels_last", dtype=np.float64)
     np.testing.assert_allclose(model(x), by_reference(model, x), rtol=0, atol=1e-14)
     assert was_whole(model)
+
+
+@pytest.mark.parametrize("cached", [1, 3000, 20_000])
+@pytest.mark.parametrize("ending", [True, False])
+def test_strips_of_a_chain_of_steps_give_the_same_bits(monkeypatch, ending, cached):
+    model, x = network("channels_last", ending=ending).freeze(), photographs("channels_last", 2)
+    whole = model(x)
+    monkeypatch.setattr(chains, "CACHED", cached)
+    chained = network("channels_last", ending=ending).freeze()
+    assert np.array_equal(chained(x), whole)
+    assert np.array_equal(chained(x[:, ::-1, ::-1]), model(np.ascontiguousarray(x[:, ::-1, ::-1])))
+    runs = [
+        len(each._network._network._idle[x.shape, npdwconv.get_num_threads()][0]._blocks) for each in (model, chained)
+    ]
+    assert runs[1] > runs[0]
+
+
+def geometric(padding, stride=(1, 1), kernel=(3, 3), dilation=(1, 1)):
+    return Step("depthwise", "channels_last", window=Window(kernel, stride, padding, dilation))
+
+
+@pytest.mark.parametrize("padding", ["same", "same_lower", ((2, 1), (0, 3)), "valid"])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_rows_of_a_chain(monkeypatch, padding, stride):
+    """Every row of the last result is written once; a strip's geometry is the part of the whole that it should be."""
+    steps = [geometric("valid"), geometric(padding, (stride, 1), dilation=(2, 1)), Step("pointwise", "channels_last")]
+    rows = [40, 38, steps[1].window.geometry((38, 9)).axes[0].out]
+    shapes = [(1, 40, 11, 4), (1, 38, 9, 4), (1, rows[2], 9, 4), (1, rows[2], 9, 4)]
+    monkeypatch.setattr(chains, "CACHED", 1500)
+    plan = [*chains.strips(steps, shapes, 4, 1)]
+    assert len(plan) > 3
+    assert [row for parts in plan for row in range(*parts[-1].written)] == [*range(rows[2])]
+    for parts in plan:
+        for before, part in pairwise(parts):
+            assert before.written == part.read
+        for part, size in zip(parts[:2], rows, strict=False):
+            whole = steps[parts.index(part)].window.geometry((size, 9)).axes[0]
+            axis = part.step.window.geometry((part.read[1] - part.read[0], 9)).axes[0]
+            assert axis.out == part.written[1] - part.written[0]
+            for tap in range(3):
+                outputs, inputs = axis.reach(tap)
+                found = {(o + part.written[0], i + part.read[0]) for o, i in pairs(outputs, inputs)}
+                assert found == {(o, i) for o, i in pairs(*whole.reach(tap)) if part.written[0] <= o < part.written[1]}
+
+
+def pairs(outputs, inputs):
+    return zip(range(outputs.start, outputs.stop), range(inputs.start, inputs.stop, inputs.step or 1), strict=True)
+
+
+def test_what_is_no_chain():
+    """A result that something else reads, too, or that fits in the caches, or that windows may miss."""
+    wide, point = (1, 64, 64, 64), Step("pointwise", "channels_last")
+    shapes = [wide] * 4
+    assert [*chains.chains([point, geometric("same"), point], shapes, 4, 1)] == [(0, 3)]
+    assert [*chains.chains([point, geometric("same"), point._replace(adds=0)], shapes, 4, 1)] == [(0, 1), (1, 3)]
+    assert [*chains.chains([point, geometric("same"), point], [(1, 8, 64, 64)] * 4, 4, 1)] == [(0, 1), (1, 2), (2, 3)]
+    beyond = geometric(((3, 0), (0, 0)))
+    assert [*chains.chains([point, beyond, point], shapes, 4, 1)] == [(0, 1), (1, 2), (2, 3)]
+    mean = Step("mean", "channels_last")
+    assert [*chains.chains([point, point, mean], [*shapes[:3], (1, 64)], 4, 1)] == [(0, 2), (2, 3)]
 
 
 def test_an_image_alone_and_in_a_batch_has_the_same_bits():

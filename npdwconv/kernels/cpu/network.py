@@ -7,19 +7,19 @@ Bias, activation and the addition of an earlier result happen in the launch that
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from math import prod
 from typing import Any, cast
 
 import numpy as np
 
 from npdwconv.geometry import ConvGeometry
-from npdwconv.kernels.cpu import channels_last, phases
+from npdwconv.kernels.cpu import chains, channels_last, phases
 from npdwconv.kernels.cpu.arrays import aligned
 from npdwconv.kernels.cpu.engine import Launch, address
 from npdwconv.kernels.cpu.patches import patches
 from npdwconv.kernels.cpu.pool import HEADER, run_series
 from npdwconv.kernels.cpu.products import Matrices, Packing, Strides, packed_product, packing, packing_product
-from npdwconv.kernels.cpu.strips import Strips, strips
 from npdwconv.kernels.cpu.together import Bounds, First, Steps, together
 from npdwconv.kernels.steps import Step, Window
 from npdwconv.layouts import Array
@@ -62,11 +62,11 @@ class _Prepared:
     ``runs`` have ``first`` in place of a call's input and ``last`` in place of its result.
     """
 
-    def __init__(self, runs: Sequence[Run], first: Array, last: Array, kept: list[Array | None]) -> None:
-        self._first, self._last, self._kept = first, last, [kept, runs]  # whose addresses the blocks hold
+    def __init__(self, runs: Sequence[Run], first: Array, last: Array, arrays: _Arrays) -> None:
+        self._first, self._last, self._kept = first, last, [arrays.kept, runs]  # whose addresses the blocks hold
         self._blocks = [np.frombuffer(bytearray(launch.bound(*operands)), np.int64) for launch, operands in runs]
         self._addresses = np.array([*map(address, self._blocks)], np.int64).tobytes()
-        self._reading, self._writing = ([*_places(runs, self._blocks, end)] for end in (first, last))
+        self._reading, self._writing = ([*_places(runs, self._blocks, end, arrays)] for end in (first, last))
 
     def run(self, image: Array, threads: int) -> Array:
         """The result at ``image``, which is read where it lies if that is one run of memory."""
@@ -75,16 +75,20 @@ class _Prepared:
             image = self._first
         result = np.empty_like(self._last)
         for places, array in ((self._reading, image), (self._writing, result)):
-            for block, word in places:
-                block[word] = address(array)
+            for block, word, offset in places:
+                block[word] = address(array) + offset
         run_series(self._addresses, threads)
         return result
 
 
-def _places(runs: Sequence[Run], blocks: Sequence[Array], array: Array) -> Iterator[tuple[Array, int]]:
-    """Where the address of ``array`` stands in the blocks."""
+def _places(
+    runs: Sequence[Run], blocks: Sequence[Array], array: Array, arrays: _Arrays
+) -> Iterator[tuple[Array, int, int]]:
+    """Where an address within ``array`` stands in the blocks, and how far within it is."""
     for (_, operands), block in zip(runs, blocks, strict=True):
-        yield from ((block, len(HEADER) + place) for place, operand in enumerate(operands) if operand is array)
+        for place, operand in enumerate(operands):
+            if operand is not None and arrays.whole(operand) is array:
+                yield block, len(HEADER) + place, address(operand) - address(array)
 
 
 class _Arrays:
@@ -95,6 +99,7 @@ class _Arrays:
         self._free: list[Array] = []
         self._memory: dict[int, Array] = {}
         self.kept: list[Array | None] = []  # whose addresses are in blocks of numbers
+        self._parts: dict[int, tuple[Array, Array]] = {}  # some rows of an array, and the array, by the rows' identity
 
     def take(self, shape: Shape) -> tuple[Array, Array]:
         """An array and the memory it lies in."""
@@ -108,6 +113,16 @@ class _Arrays:
         """The array of the result of step ``index`` (-1: the input)."""
         array, self._memory[index] = self.take(shape)
         return array
+
+    def rows(self, array: Array, image: int, rows: tuple[int, int]) -> Array:
+        """Some rows of one image of an array."""
+        part = array[image : image + 1, rows[0] : rows[1]]
+        self._parts[id(part)] = part, array
+        return part
+
+    def whole(self, array: Array) -> Array:
+        """The array that these are `rows` of; else itself."""
+        return self._parts.get(id(array), (array, array))[1]
 
     def scratch(self, size: int) -> Array:
         """Bytes that a step uses while it runs; to be taken after its result, whose memory they must not be."""
@@ -123,35 +138,68 @@ class _Arrays:
 
 
 def _prepare(network: Network, shape: Shape) -> _Prepared:
-    arrays = _Arrays(network)
+    arrays, size, threads = _Arrays(network), network.dtype.itemsize, get_num_threads()
+    shapes = [shape]
+    for step in network.steps:
+        shapes.append(_shape(step, shapes[-1]))
     results = {-1: arrays.result(-1, shape)}
     runs: list[Run] = []
     by_channels = False  # whether the last result was shared out so among the threads, in whose caches it lies
-    waiting: Strips | None = None  # which do the depthwise step before with this one
-    for index, step in enumerate(network.steps):
-        x, added = results[index - 1], None if step.adds is None else results[step.adds]
-        if waiting is None and (waiting := _strips(network.steps, index, x)) is not None:
-            results[index] = x
-            continue
-        shape = x.shape if waiting is None else _shape(network.steps[index - 1], x.shape)
-        out = results[index] = arrays.result(index, _shape(step, shape))
-        if waiting is not None:
-            runs.append(_separable(network, arrays, index - 1, waiting, x, out, added))
-            waiting, by_channels = None, False
-        elif step.kind == "standard":
-            runs.append(_standard(network, arrays, index, step, x, out, added))
-            by_channels = False
-        elif step.kind == "mean":
-            runs.append(_mean(arrays, x, out))
-            by_channels = False
-        elif step.kind == "depthwise":
-            runs.append(_depthwise(network, index, step, x, out, by_channels=by_channels))
-            by_channels = False
+    for begin, end in chains.chains(network.steps, shapes, size, threads):
+        results[end - 1] = arrays.result(end - 1, shapes[end])
+        if end - begin == 1:
+            step, x, out = network.steps[begin], results[begin - 1], results[begin]
+            run, by_channels = _run(network, arrays, begin, step, x, out, _added(step, results), by_channels)
+            runs.append(run)
         else:
-            launch, operands, by_channels = _pointwise(network, arrays, index, step, x, out, added)
-            runs.append((launch, operands))
-        arrays.pass_by(index)
-    return _Prepared(runs, results[-1], results[len(network.steps) - 1], arrays.kept)
+            runs += _chain(network, arrays, begin, shapes[begin : end + 1], results)
+            by_channels = False
+        arrays.pass_by(end - 1)
+    return _Prepared(runs, results[-1], results[len(network.steps) - 1], arrays)
+
+
+def _chain(
+    network: Network, arrays: _Arrays, begin: int, shapes: Sequence[Shape], results: dict[int, Array]
+) -> Iterator[Run]:
+    """The launches of a chain of steps: each image, strip by strip, through all of them."""
+    last = begin + len(shapes) - 2
+    plan = [*chains.strips(network.steps[begin : last + 1], shapes, network.dtype.itemsize, get_num_threads())]
+    for index, rows in zip(range(begin, last), chains.most_rows(plan), strict=False):
+        results[index] = arrays.result(index, (1, rows, *shapes[index - begin + 1][2:]))
+    for image, parts in product(range(shapes[0][0]), plan):
+        x, by_channels = arrays.rows(results[begin - 1], image, parts[0].read), False
+        for index, (step, _, (first, end)) in enumerate(parts, begin):
+            place = (image, (first, end)) if index == last else (0, (0, end - first))
+            out, added = arrays.rows(results[index], *place), _added(step, results)
+            added = None if added is None else arrays.rows(added, image, (first, end))
+            run, by_channels = _run(network, arrays, index, step, x, out, added, by_channels)
+            yield run
+            x = out
+
+
+def _added(step: Step, results: dict[int, Array]) -> Array | None:
+    """What is added to a step's result."""
+    return None if step.adds is None else results[step.adds]
+
+
+def _run(
+    network: Network,
+    arrays: _Arrays,
+    index: int,
+    step: Step,
+    x: Array,
+    out: Array,
+    added: Array | None,
+    by_channels: bool,
+) -> tuple[Run, bool]:
+    """The launch of a step, and whether it shares out its result by channels, as that of x was or was not."""
+    if step.kind == "pointwise":
+        return _pointwise(network, arrays, index, step, x, out, added)
+    if step.kind == "standard":
+        return _standard(network, arrays, index, step, x, out, added), False
+    if step.kind == "mean":
+        return _mean(arrays, x, out), False
+    return _depthwise(network, index, step, x, out, by_channels=by_channels), False
 
 
 def _shape(step: Step, x: Shape) -> Shape:
@@ -204,20 +252,13 @@ def _mean(arrays: _Arrays, x: Array, out: Array) -> Run:
 
 
 def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array, *, by_channels: bool) -> Run:
-    launch, taps = _dense(network, index, x, out.shape, by_channels=by_channels)
-    return launch, (x, taps, step.bias, out, None)
-
-
-def _dense(network: Network, index: int, x: Array, out: Shape, *, by_channels: bool) -> tuple[Launch, Array]:
-    """The launch of a depthwise step, and its weight, packed."""
-    step = network.steps[index]
     weight, passes = _weight(step), phases.forward(_geometry(step, x.shape))
     dtypes = (x.dtype, weight.dtype, step.bias is not None, x.dtype, None)
     dense = channels_last.launches(
-        x.shape, out, weight.shape, passes, dtypes, step.activation, get_num_threads(), by_channels
+        x.shape, out.shape, weight.shape, passes, dtypes, step.activation, get_num_threads(), by_channels
     )
     (run,) = dense.passes
-    return run, _taps(network, index, dense)
+    return run, (x, _taps(network, index, dense), step.bias, out, None)
 
 
 def _taps(network: Network, index: int, dense: channels_last.Dense) -> Array:
@@ -229,36 +270,13 @@ def _taps(network: Network, index: int, dense: channels_last.Dense) -> Array:
     return taps
 
 
-def _separable(
-    network: Network, arrays: _Arrays, index: int, plan: Strips, x: Array, out: Array, added: Array | None
-) -> Run:
-    """A depthwise step and the pointwise one behind it, strip by strip."""
-    first, second = network.steps[index : index + 2]
-    pack, packs = cast(channels_last.Dense, plan.pack), cast(Packing, plan.packing)
-    taps, panels = _taps(network, index, pack), _panels(network, index + 1, second, packs)
-    scratch = arrays.scratch(plan.pair.scratch)
-    arrays.kept += [taps, first.bias, panels, second.bias, scratch]
-    return plan.pair.launch, (*plan.blocks(taps, first.bias, panels, second.bias, scratch), x, out, added)
-
-
-def _strips(steps: tuple[Step, ...], index: int, x: Array) -> Strips | None:
-    """Strips for a depthwise step whose result only the product behind it reads, if it would not stay in the caches."""
-    pair = steps[index : index + 2]
-    if [step.kind for step in pair] != ["depthwise", "pointwise"] or any(step.adds == index for step in steps):
-        return None
-    first, second = pair
-    shapes, g = (x.shape, _weight(second).shape), _geometry(first, x.shape)
-    types = x.dtype, first.bias is not None, second.bias is not None, second.adds is not None
-    return strips("channels_last", shapes, g, types, (first.activation, second.activation), get_num_threads())
-
-
 def _pointwise(
     network: Network, arrays: _Arrays, index: int, step: Step, x: Array, out: Array, added: Array | None
-) -> tuple[Launch, tuple[Array | None, ...], bool]:
+) -> tuple[Run, bool]:
     m = _matrices(step, prod(x.shape[:-1]), x.shape[-1], added, x.dtype.name, get_num_threads())
     run = packed_product(m)
     operands = x, _panels(network, index, step, packing(m)), step.bias, out, added, arrays.scratch(run.scratch)
-    return run.launch, operands, m.cut("rows").row_blocks == 1
+    return (run.launch, operands), m.cut("rows").row_blocks == 1
 
 
 def _matrices(step: Step, rows: int, depth: int, added: Array | None, name: str, threads: int) -> Matrices:
