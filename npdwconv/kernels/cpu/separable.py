@@ -44,7 +44,7 @@ def separable_fwd(
     if x.size and out.size:
         source, inner = pad_fwd(x, g, 1 if layout == "channels_last" else 2)
         shapes = source.shape, pointwise_weight.shape
-        types = x.dtype, depthwise_bias is not None, bias is not None, False
+        types = x.dtype, depthwise_bias is not None, bias is not None
         plan = strips(layout, shapes, inner, types, names, get_num_threads())
         if plan is not None:
             _run(plan, plain(source), first, second, out)

@@ -38,15 +38,10 @@ class Strips(NamedTuple):
         if self.pack is not None:
             self.pack.pack(taps, packed := self.pack.room())
             taps = packed
-        self.pair.launch(*self.blocks(taps, first_bias, weight, second_bias, room(self.pair.scratch)), x, out, None)
-
-    def blocks(
-        self, taps: Array, first_bias: Array | None, weight: Array, second_bias: Array | None, scratch: Array
-    ) -> list[Array]:
-        """What the pair's launch is called with before x, out and what is added to the result."""
         _, kernel, bias = self.pointers
         panels = "a" if self.packing is None else "packed"
-        return self.pair.blocks({kernel: taps, bias: first_bias}, {panels: weight, "bias": second_bias}, scratch)
+        operands = {kernel: taps, bias: first_bias}, {panels: weight, "bias": second_bias}
+        self.pair.launch(*self.pair.blocks(*operands, room(self.pair.scratch)), x, out, None)
 
 
 @lru_cache(maxsize=256)
@@ -54,17 +49,17 @@ def strips(
     layout: str,
     shapes: tuple[tuple[int, ...], ...],
     g: ConvGeometry,
-    dtypes: tuple[np.dtype[Any], bool, bool, bool],
+    dtypes: tuple[np.dtype[Any], bool, bool],
     activations: tuple[str, ...],
     threads: int,
 ) -> Strips | None:
     """What runs a separable convolution of x and pointwise weight of these shapes strip by strip.
 
-    ``dtypes``: the operands', and whether there are a depthwise bias, a pointwise bias and an array to be added. None
-    where the depthwise results are few: then the pointwise weight is what had better be shared out.
+    ``dtypes``: the operands', and whether there are a depthwise and a pointwise bias. None where the depthwise results
+    are few: then the pointwise weight is what had better be shared out.
     """
     x_shape, (outputs, channels) = shapes
-    dtype, first_bias, second_bias, adds = dtypes
+    dtype, first_bias, second_bias = dtypes
     batch, inputs, size = split_shape(layout, x_shape)
     middle, pixels = accumulator(dtype), prod(g.out)
     if batch * pixels * channels * middle.itemsize < LEAST_BYTES:
@@ -94,7 +89,6 @@ def strips(
         return None
     rest = {
         "bias_type": dtype.name if second_bias else "",
-        "other_type": dtype.name if adds else "",
         "activation": activations[1],
         "past_caches": past_caches(
             batch * prod(size) * inputs * dtype.itemsize, batch * pixels * outputs * dtype.itemsize
