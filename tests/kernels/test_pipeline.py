@@ -69,6 +69,23 @@ def _absent(task, item):
 absent = Kernel(_absent)
 
 
+def _divides(task, item):
+    if task.parts > 0:
+        if item % task.parts == 0:
+            return 1
+        if MANY % task.parts == 0:
+            return 2
+    return 3
+
+
+divides = Kernel(_divides)
+
+
+def test_a_division_that_never_happens():
+    for parts, item in product((0, 2, 3), (3, 4)):
+        assert value_of(divides, {}, item, parts=parts) == _divides(SimpleNamespace(parts=parts), item)
+
+
 def test_what_a_spec_rules_out_is_not_compiled():
     assert value_of(absent, {}, kind="plain") == 1
     assert value_of(absent, {"absent": 7}, kind="other") == 7

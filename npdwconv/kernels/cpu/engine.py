@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from npdwconv.kernels.cpu.arrays import room
-from npdwconv.kernels.cpu.compilation import OPTIONS, Kernel, compiled, inlined
+from npdwconv.kernels.cpu.compilation import Kernel, compiled, inlined
 from npdwconv.kernels.cpu.pool import AT_FLAGS, NOWHERE, PLACES, READABLE, WORD, WRITABLE, program, run, sealed
 from npdwconv.kernels.cpu.spec import Fixed, Spec
 from npdwconv.layouts import Array
@@ -19,7 +19,6 @@ from npdwconv.threads import get_num_threads
 
 __all__ = [
     "NOWHERE",
-    "OPTIONS",
     "Kernel",
     "Launch",
     "Parts",

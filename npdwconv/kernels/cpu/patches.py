@@ -51,7 +51,7 @@ def _copy(typing: Any, task: Any, source: Any, target: Any, low: Any, high: Any,
 
 @inlined
 def _edge(task: Any, source: Any, target: Any, before: Any, line: Any) -> None:
-    """Copy a run that begins ``before`` values before its row of ``line`` values, or that no row has if that is 0."""
+    """Copy a run that begins ``before`` values before its row of ``line`` values; of a row that does not exist, 0."""
     low, high = max(before, 0), min(line + before, task.run)
     for i in range(0, task.run, task.lanes):
         rest = min(task.run - i, task.lanes)
@@ -67,19 +67,16 @@ def _patches(task: Any, item: Any) -> None:
     last = max(min((low + line - task.run) // step + 1, task.out_w), first) if task.run <= task.lanes else first
     for r in range(task.kernel_h):
         row = p * task.stride_h - task.low_h + r
-        exists = 0 <= row < task.height
+        here = line if 0 <= row < task.height else 0
+        begin, end = (first, last) if here > 0 else (task.out_w, task.out_w)
         source = task.x + ((image * task.height + row) * line - low) * task.size
         target = task.out + (item * task.out_w * task.kernel_h + r) * task.run * task.size
-        if not exists:
-            for q in range(task.out_w):
-                _edge(task, source, target + q * window, 0, 0)
-        else:
-            for q in range(first):
-                _edge(task, source + q * step * task.size, target + q * window, low - q * step, line)
-            for q in range(first, last):
-                _copy_run(task, source + q * step * task.size, target + q * window)
-            for q in range(last, task.out_w):
-                _edge(task, source + q * step * task.size, target + q * window, low - q * step, line)
+        for q in range(begin):
+            _edge(task, source + q * step * task.size, target + q * window, low - q * step, here)
+        for q in range(begin, end):
+            _copy_run(task, source + q * step * task.size, target + q * window)
+        for q in range(end, task.out_w):
+            _edge(task, source + q * step * task.size, target + q * window, low - q * step, here)
 
 
 _kernel = Kernel(_patches)
