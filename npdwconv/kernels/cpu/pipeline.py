@@ -27,8 +27,6 @@ from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, 
 
 from npdwconv.kernels.cpu.spec import Spec, TaskType
 
-EFFORT = 2  # of LLVM: 3 takes a quarter longer, for the same code; with 1 some kernels are a sixth slower
-
 
 class Pipeline(CompilerBase):
     """How Numba compiles a kernel, and the functions that it calls."""
@@ -158,5 +156,5 @@ class _Library(JITCodeLibrary):
         ll_module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self) -> None:
-        passes, builder = self._codegen._module_pass_manager(opt=EFFORT, loop_vectorize=False, slp_vectorize=False)
+        passes, builder = self._codegen._module_pass_manager(loop_vectorize=False, slp_vectorize=False)
         passes.run(self._final_module, builder)
