@@ -305,6 +305,8 @@ MUTATIONS = [
     ),
     Mutation("memory that is in use", "memory.py", "getrefcount(memory) == alone", "getrefcount(memory) >= alone"),
     Mutation("out may be read-only", f"{CPU}/pool.py", "WRITABLE if i == task.result else READABLE", "READABLE"),
+    Mutation("half a vector too early", f"{CPU}/simd.py", "kind(1 << (half - 1))", "kind(1 << half)"),
+    Mutation("half a vector where it was", f"{CPU}/simd.py", "self.at(address, half * size)", "address"),
     Mutation("taps not turned", f"{CPU}/covering.py", "places.reverse()\n", "pass\n"),
     Mutation(
         "padding ignored where a kernel covers the plane",

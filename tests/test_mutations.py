@@ -40,6 +40,7 @@ TESTS = {
         "kernels/test_channels_last.py::test_past_the_caches",
         "kernels/test_ready.py",
         "kernels/test_pipeline.py",
+        "kernels/test_simd.py",
         "kernels/test_network.py::test_rows_of_a_chain",
         "kernels/test_network.py::test_strips_of_a_chain_of_steps_give_the_same_bits[True-3000]",
     ),

@@ -12,10 +12,10 @@ import pytest
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import caches, cuts, pointwise, separable, strips, together
+from npdwconv.kernels.cpu import caches, cuts, pointwise, products, separable, strips, together
 from npdwconv.kernels.cpu.arrays import room
 from npdwconv.kernels.cpu.cuts import TILES, best_cut, panels
-from npdwconv.kernels.cpu.machine import machine
+from npdwconv.kernels.cpu.machine import MACHINES, machine
 from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing
 from npdwconv.kernels.reference import pointwise as reference
 from npdwconv.kernels.reference import separable as separable_reference
@@ -251,6 +251,26 @@ def test_cuts_share_the_work():
         assert cut.tile.vectors <= ceil(vectors)
         assert cut.wide * cut.tile.vectors + (cut.panels - cut.wide) * cut.last == ceil(vectors)
         assert cut.half in (0, cut.last or cut.tile.vectors)
+
+
+def test_six_rows_that_are_neighbours_lie_across_lines(monkeypatch):
+    """Where one tile is about as good as another, neighbours take the one whose rows share a line."""
+    monkeypatch.setattr(cuts, "TILES", TILES)
+    apart, neighbours = (best_cut(1, 196, 64, 512, 16, 2, "rows", near) for near in (False, True))
+    assert (apart.tile.rows, neighbours.tile.rows) == (6, 4)
+
+
+def test_lines_that_are_read_anew(monkeypatch):
+    """A transposed weight of 512 columns, lines 2 KB apart, does not stay in half a megabyte; one of 128 does."""
+    monkeypatch.setattr(products, "second", lambda: 512 << 10)
+    monkeypatch.setattr(products, "machine", lambda: next(m for m in MACHINES if m.name == "AVX2"))
+
+    def cycles(columns, line=1):
+        strides = Strides(line, columns), Strides(196), Strides(196)
+        m = Matrices(1, columns, 196, columns, *strides, "float32", "float32", "float32")
+        return products.scattered(m, m.cut("columns"))
+
+    assert cycles(512) > 0 == cycles(128) == cycles(512, line=512)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -250,7 +250,7 @@ class Output:
         elif self.streams:
             self.v.stream(value, address)
         elif self.step == 1:
-            self.v.store(value, address, self.stored, mask)
+            self.v.store(value, address, self.stored, mask, first=isinstance(self.first, ir.Constant))
         else:
             self.v.scatter(value, address, int64(self.step * STORED[self.stored][1]), self.stored, mask)
 

@@ -25,6 +25,7 @@ TILES = {
 
 
 READING = 0.25  # cycles for an element that a thread reads from beyond its caches
+STRADDLING = 1.1  # what six rows cost that are neighbours in memory: they lie across cache lines
 
 
 class Cut(NamedTuple):
@@ -55,15 +56,22 @@ def panels(vectors: int, width: int) -> tuple[int, int, int]:
 
 @lru_cache(maxsize=4096)
 def best_cut(
-    images: int, height: int, vectors: float, depth: int, registers: int, threads: int, split_images: str
+    images: int,
+    height: int,
+    vectors: float,
+    depth: int,
+    registers: int,
+    threads: int,
+    split_images: str,
+    neighbours: bool = False,
 ) -> Cut:
     """The cheapest cut; ``split_images`` says whether blocks of "rows" or of "columns" share the images out.
 
-    There may be half a vector at the end of ``vectors``.
+    There may be half a vector at the end of ``vectors``. ``neighbours``: rows lie next to each other in memory.
     """
     tiles = (tile for tile in TILES[registers] if tile.vectors <= ceil(vectors))
     cuts = (
-        _cut(tile, images, height, vectors, depth, row_blocks, threads // row_blocks, split_images)
+        _cut(tile, images, height, vectors, depth, row_blocks, threads // row_blocks, split_images, neighbours)
         for tile in tiles
         for row_blocks in _divisors(threads)
     )
@@ -75,7 +83,15 @@ def _divisors(number: int) -> Iterator[int]:
 
 
 def _cut(
-    tile: Tile, images: int, height: int, vectors: float, depth: int, row_blocks: int, column_blocks: int, split: str
+    tile: Tile,
+    images: int,
+    height: int,
+    vectors: float,
+    depth: int,
+    row_blocks: int,
+    column_blocks: int,
+    split: str,
+    neighbours: bool,
 ) -> Cut:
     wide, last, others = panels(ceil(vectors), tile.vectors)
     half = (last if others else tile.vectors) if vectors % 1 and (others or wide) == 1 else 0
@@ -90,6 +106,7 @@ def _cut(
     lines = most[0] * tile.vectors + most[1] * last
     widths = [width - 0.5 * (width == half) for width in (tile.vectors, last)]
     sums = sum(number * _column(tile, width, height, depth) for number, width in zip(most, widths, strict=True))
+    sums *= STRADDLING if neighbours and tile == Tile(6, 6, 2) else 1.0
     traffic = (share * height + 16 * lines) * READING
     return Cut(tile, wide, last, count, row_blocks, column_blocks, share * sums + traffic, half)
 

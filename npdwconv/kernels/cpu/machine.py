@@ -16,12 +16,17 @@ LANES_VARIABLE = "NPDWCONV_LANES"
 
 @dataclass(frozen=True)
 class Machine:
-    """A vector unit: the feature that LLVM knows it by, bytes in a register, how many registers there are."""
+    """A vector unit: the feature that LLVM knows it by, bytes in a register, how many registers there are.
+
+    ``masks``: whether writing some lanes of a vector is an instruction like others. AVX2's takes 15 cycles of a Zen 3,
+    as measured; SSE and NEON have none.
+    """
 
     name: str
     feature: str
     vector_bytes: int
     registers: int
+    masks: bool = False
 
     def lanes(self, itemsize: int) -> int:
         """Values of ``itemsize`` bytes in one vector."""
@@ -29,7 +34,7 @@ class Machine:
 
 
 MACHINES = (
-    Machine("AVX-512", "avx512f", 64, 32),
+    Machine("AVX-512", "avx512f", 64, 32, masks=True),
     Machine("AVX2", "fma", 32, 16),
     Machine("NEON", "neon", 16, 32),
     Machine("SSE", "", 16, 16),

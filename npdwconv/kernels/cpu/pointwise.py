@@ -25,6 +25,7 @@ from npdwconv.kernels.cpu.products import (
     packing_once,
     packing_product,
     reduction,
+    scattered,
 )
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.layouts import Array, split_shape
@@ -262,7 +263,8 @@ def _cost(m: Matrices, *, packs: bool) -> float:
     """Cycles of a product in channels_first: its sums, and packing the pixels or turning the results."""
     vectors = m.images * -(-m.columns // m.lanes) / m.threads
     extra = vectors * (3 * m.depth * (not in_place(m)) if packs else 6 * m.height)
-    return m.cut("columns" if packs else "rows").cost * m.depth + extra
+    cut = m.cut("columns" if packs else "rows")
+    return cut.cost * m.depth + extra + scattered(m, cut)
 
 
 def _weight_plan_of(grad_z: Array, x: Array, grad_weight: Array, layout: str) -> WeightPlan:

@@ -6,6 +6,7 @@ from math import gcd
 from typing import Any, NamedTuple
 
 from npdwconv.kernels.cpu.arrays import LINE, room_for
+from npdwconv.kernels.cpu.caches import second
 from npdwconv.kernels.cpu.cuts import Cut, best_cut
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.gemm import first_vector, rows_by_panel
@@ -70,18 +71,21 @@ def _multiply_packing(task: Any, item: Any) -> None:
     first = units * column_block // task.column_blocks
     scratch = task.scratch + item * task.scratch_item
     panels = scratch + task.group * task.tile_next * task.size if task.a_packs else scratch
-    for row in range(start, end, task.group * task.rows):
-        count = min(end - row, task.group * task.rows)
-        a = rows_of_a(task, task.a + row * task.a_line * task.a_size, scratch, count, task.depth)
-        unit, last = first, units * (column_block + 1) // task.column_blocks
-        while unit < last:
-            image, p = unit // task.panels, unit % task.panels
-            together = min(task.together, task.panels - p, last - unit)
-            begin = first_vector(task, p) * task.lanes
-            b = task.b + image * task.b_image * task.b_size
+    unit, last = first, units * (column_block + 1) // task.column_blocks
+    a, there = task.a, -1
+    while unit < last:
+        image, p = unit // task.panels, unit % task.panels
+        together = min(task.together, task.panels - p, last - unit)
+        begin = first_vector(task, p) * task.lanes
+        b = task.b + image * task.b_image * task.b_size
+        if not task.direct:
             source = b + begin * task.b_line * task.b_size
-            if not task.direct:
-                pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
+            pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
+        for row in range(start, end, task.group * task.rows):
+            count = min(end - row, task.group * task.rows)
+            if row != there:
+                a = rows_of_a(task, task.a + row * task.a_line * task.a_size, scratch, count, task.depth)
+                there = row
             for q in range(p, p + together):
                 column = first_vector(task, q) * task.lanes
                 panel = panels + (column - begin) * task.depth * task.size
@@ -103,7 +107,7 @@ def _multiply_packing(task: Any, item: Any) -> None:
                     task.columns - column,
                     0,
                 )
-            unit += together
+        unit += together
 
 
 def _reduce(task: Any, item: Any) -> None:
@@ -192,7 +196,8 @@ class Matrices(NamedTuple):
         """The cheapest cut; see `best_cut`."""
         left = self.columns % self.lanes
         vectors = -(-self.columns // self.lanes) - (0.5 if halves() and 0 < left <= self.lanes // 2 else 0)
-        return best_cut(self.images, self.height, vectors, self.depth, machine().registers, self.threads, split)
+        registers, neighbours = machine().registers, self.a.line == 1
+        return best_cut(self.images, self.height, vectors, self.depth, registers, self.threads, split, neighbours)
 
     def packing(self, cut: Cut) -> dict[str, Fixed]:
         """What is compiled into the packing of ``b``."""
@@ -311,12 +316,13 @@ def packing(m: Matrices) -> Packing:
     return Packing((cut.tile.vectors, cut.last, m.b.line == 1), vectors * m.lanes * m.depth, m.dtype, launch)
 
 
-L1_BYTES, L2_BYTES, PAGE = 48 * 1024, 1_000_000, 4096  # caches of a core; lines a page apart share a set of the first
+PAGE = 4096  # bytes; lines a page apart share a set of a core's first cache
 FEW = 50  # rows up to which a panel is not used often enough to be worth packing
 SPREAD = 8  # sets of a cache over which lines must be spread to be read more than once
 TOGETHER = 512 * 1024  # bytes of panels packed together where a step of the depth of many is one run of memory
-WAYS = 8  # lines that a set of the first cache holds
+WAYS = 8  # lines that a set of the first or second cache holds
 TWICE = 64 * 1024  # elements of b that every block of rows had better pack for itself
+REFETCH = 8  # cycles for a line that is in neither of a core's caches any more
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
@@ -327,11 +333,16 @@ class Scratched(NamedTuple):
     scratch: int
 
 
+def _first() -> int:
+    """Bytes that are as good as in the first cache, of 32 KB: with loads of whole lines the second one keeps up."""
+    return 48 << 10 if machine().vector_bytes == LINE else 32 << 10
+
+
 def packed_product(m: Matrices) -> Scratched:
     """The product with the panels that `packing` makes."""
     cut = m.cut("rows")
-    panels_stay = m.columns * m.depth * STORED[m.dtype][1] / cut.column_blocks <= L2_BYTES
-    held = L1_BYTES // 2 if panels_stay else L2_BYTES // 2
+    panels_stay = m.columns * m.depth * STORED[m.dtype][1] / cut.column_blocks <= second()
+    held = _first() // 2 if panels_stay else second() // 2
     return _scratched(m, cut, multiply, m.depth, "columns", held)
 
 
@@ -342,13 +353,13 @@ def packing_once(m: Matrices) -> Scratched | None:
     few = m.columns * m.depth <= TWICE
     if m.images > 1 or (cut.row_blocks > 1 and not (direct or few)):
         return None
-    return _scratched(m, cut, multiply_packing, m.depth, "columns", L2_BYTES // 2, direct=direct)
+    return _scratched(m, cut, multiply_packing, m.depth, "columns", second() // 2, direct=direct)
 
 
 def packing_product(m: Matrices) -> Scratched:
     """The product with a ``b`` that only one image uses: its panels are packed, or read where they lie."""
     cut, direct = m.cut("columns"), in_place(m)
-    return _scratched(m, cut, multiply_packing, m.depth, "rows", L2_BYTES // 2, direct=direct, ahead=direct)
+    return _scratched(m, cut, multiply_packing, m.depth, "rows", second() // 2, direct=direct, ahead=direct)
 
 
 def in_place(m: Matrices) -> bool:
@@ -358,20 +369,31 @@ def in_place(m: Matrices) -> bool:
 
 def _stays(m: Matrices, cut: Cut) -> bool:
     """Whether a panel read where it lies, a line of it ``b.step`` elements from the next, stays in the first cache."""
-    size, ways = STORED[m.b_type][1], L1_BYTES // PAGE
-    return m.depth <= _sets(m.b.step, m.b_type) * ways and m.depth * cut.tile.vectors * m.lanes * size <= L1_BYTES
+    size, ways = STORED[m.b_type][1], _first() // PAGE
+    return m.depth <= _sets(m.b.step, m.b_type) * ways and m.depth * cut.tile.vectors * m.lanes * size <= _first()
 
 
-def _sets(step: int, dtype: str) -> int:
-    """Over how many sets of the first cache lines are spread that are ``step`` elements apart."""
-    return PAGE // gcd(step * STORED[dtype][1], PAGE)
+def _sets(step: int, dtype: str, way: int = PAGE) -> int:
+    """Over how many sets lines are spread that are ``step`` elements apart, in a cache whose ways have these bytes."""
+    return way // gcd(step * STORED[dtype][1], way)
+
+
+def scattered(m: Matrices, cut: Cut) -> float:
+    """Cycles, as measured, for what every tile reads anew of an ``a`` whose rows are neighbours.
+
+    A step of the depth is a line of memory that several tiles share; where too many of them share a set of the second
+    cache, none stays. Tiles of 16 registers are low and fetch it often.
+    """
+    if m.a.line != 1 or machine().registers > 16 or m.depth <= WAYS * _sets(m.a.step, m.a_type, second() // WAYS):
+        return 0.0
+    return REFETCH * m.depth * -(-m.height // cut.tile.rows) * cut.panels * m.images / m.threads
 
 
 def reduction(m: Matrices) -> Scratched:
     """The product summed over the images, too, a chunk of the depth after another."""
     cut = m.cut("")
     direct = m.b.line == 1 and (m.height <= FEW or cut.panels == 1)
-    return _scratched(m, cut, reduce, CHUNK, "", L2_BYTES // 2, adds=True, direct=direct)
+    return _scratched(m, cut, reduce, CHUNK, "", second() // 2, adds=True, direct=direct)
 
 
 def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, held: int, **options: bool) -> Scratched:

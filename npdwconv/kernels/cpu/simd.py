@@ -101,15 +101,47 @@ class Vectors:
         value = self.builder.load(self.builder.inttoptr(address, element.as_pointer()), align=1)
         return self._widen(value, stored)
 
-    def store(self, value: Value, address: Value, stored: str = "", mask: Value | None = None) -> None:
-        """Write consecutive values, rounded once to ``stored``; nothing in the lanes that ``mask`` leaves out."""
+    def store(
+        self,
+        value: Value,
+        address: Value,
+        stored: str = "",
+        mask: Value | None = None,
+        *,
+        first: bool = True,
+    ) -> None:
+        """Write consecutive values, rounded once to ``stored``; nothing in the lanes that ``mask`` leaves out.
+
+        ``first``: those that it keeps are the first ones.
+        """
         value = self._narrow(value, stored)
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
         if mask is None:
             self.builder.store(value, pointer, align=1)
-            return
-        name = f"llvm.masked.store.v{self.lanes}{_short(value.type.element)}.p0"
-        self._call(name, ir.VoidType(), [value, pointer, I32(1), mask])
+        elif first and not machine().masks:
+            self._store_first(value, address, STORED[stored or self.dtype][1], mask)
+        else:
+            name = f"llvm.masked.store.v{self.lanes}{_short(value.type.element)}.p0"
+            self._call(name, ir.VoidType(), [value, pointer, I32(1), mask])
+
+    def _store_first(self, value: Value, address: Value, size: int, mask: Value) -> None:
+        """Write the first lanes, as many as ``mask`` keeps: all, or half of them, half of the rest, and so on."""
+        b, kind = self.builder, ir.IntType(self.lanes)
+        kept = b.bitcast(mask, kind)  # a bit for each lane
+        with b.if_else(b.icmp_unsigned("==", kept, kind(-1)), likely=True) as (all_, some):
+            with all_:
+                b.store(value, b.inttoptr(address, value.type.as_pointer()), align=1)
+            with some:
+                half = self.lanes // 2
+                while half:
+                    low, high = (self.shuffle(value, value, range(at, at + half)) for at in (0, half))
+                    there = b.icmp_unsigned("!=", b.and_(kept, kind(1 << (half - 1))), kind(0))
+                    with b.if_then(there):
+                        b.store(low, b.inttoptr(address, low.type.as_pointer()), align=1)
+                    value = b.select(there, high, low)
+                    address = b.select(there, self.at(address, half * size), address)
+                    kept = b.select(there, b.lshr(kept, kind(half)), kept)
+                    half //= 2
 
     def stream(self, value: Value, address: Value) -> None:
         """Write a vector past the caches, to an address that is a multiple of its size."""

@@ -1,0 +1,73 @@
+"""Writing some lanes of a vector, where that is no instruction; what a core's caches hold."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+from numba.core import types
+from numba.extending import intrinsic
+
+from npdwconv.kernels.cpu import caches, simd
+from npdwconv.kernels.cpu.compilation import Kernel
+from npdwconv.kernels.cpu.machine import MACHINES
+from npdwconv.kernels.cpu.simd import STORED, Vectors, int64
+from npdwconv.kernels.cpu.spec import Spec
+
+AVX2 = next(machine for machine in MACHINES if machine.name == "AVX2")
+VALUES = 16
+NUMPY = {"bfloat16": np.uint16}
+
+
+@intrinsic
+def _put(typing, task, source, target, count):
+    """Write the first ``count`` lanes of what is at ``source``."""
+    stored, lanes = task.spec.stored, task.spec.lanes
+
+    def generate(context, builder, signature, arguments):
+        _, source_, target_, count_ = arguments
+        v = Vectors(builder, STORED[stored][2], lanes)
+        v.store(v.load(source_, stored), target_, stored, v.between(int64(0), count_))
+        return context.get_dummy_value()
+
+    return types.none(task, source, target, count), generate
+
+
+def _first_lanes(task, item):
+    _put(task, task.source, task.target, item)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("lanes", [2, 4, 8])
+def test_the_first_lanes_and_no_other(stored, lanes, monkeypatch):
+    monkeypatch.setattr(simd, "machine", lambda: AVX2)
+    kind = NUMPY.get(stored, stored)
+    source = np.arange(1, VALUES + 1).astype(kind)
+    put = Kernel(_first_lanes)
+    spec = Spec(("source", "target"), (("stored", stored), ("lanes", lanes)))
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(put.entry(spec))
+    for count in range(lanes + 1):
+        target = np.zeros(VALUES, kind)
+        block = np.array([source.ctypes.data, target.ctypes.data], np.int64)
+        function(block.ctypes.data, count)
+        np.testing.assert_array_equal(target, np.where(np.arange(VALUES) < count, source, 0))
+
+
+def described(folder, **files):
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text + "\n")
+
+
+def test_the_second_cache(tmp_path, monkeypatch):
+    """What Linux says of it; a usual size where there is nothing to read, or nothing that makes sense."""
+    monkeypatch.setattr(caches, "CACHES", tmp_path)
+    assert caches.second.__wrapped__() == caches.USUAL
+    described(tmp_path / "index0", type="Data", level="1", size="32K")
+    described(tmp_path / "index1", type="Instruction", level="2", size="64K")
+    described(tmp_path / "index2", type="Unified", level="2", size="many")
+    described(tmp_path / "index3", type="Unified")
+    assert caches.second.__wrapped__() == caches.USUAL
+    described(tmp_path / "index4", type="Unified", level="2", size="512K")
+    assert caches.second.__wrapped__() == 512 << 10
