@@ -11,6 +11,7 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.engine import compiled, inlined
 from npdwconv.kernels.cpu.gemm import first_vector, prefetch
 from npdwconv.kernels.cpu.shuffles import square
@@ -149,11 +150,14 @@ def _turned_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any
 
 @inlined
 def _copied_rows(task: Any, a: Any, scratch: Any, count: Any, depth: Any) -> Any:
-    for row in range(0, count, task.rows):
-        place, packed = a + row * task.a_line * task.a_size, scratch + row // task.rows * task.tile_next * task.size
+    """A few tiles at a time, so that whole lines are used up where a step of the depth is in other lines."""
+    wide = max(LINE // (task.rows * task.a_size), 1) * task.rows
+    for first in range(0, count, wide):
         for step in range(depth):
-            here, there = place + step * task.a_step * task.a_size, packed + step * task.tile_step * task.size
-            _copy(task, True, task.tile_vectors, here, there, min(count - row, task.rows))
+            for row in range(first, min(first + wide, count), task.rows):
+                here = a + (row * task.a_line + step * task.a_step) * task.a_size
+                there = scratch + (row // task.rows * task.tile_next + step * task.tile_step) * task.size
+                _copy(task, True, task.tile_vectors, here, there, min(count - row, task.rows))
     return scratch
 
 

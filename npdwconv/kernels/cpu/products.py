@@ -322,6 +322,7 @@ SPREAD = 8  # sets of a cache over which lines must be spread to be read more th
 TOGETHER = 512 * 1024  # bytes of panels packed together where a step of the depth of many is one run of memory
 WAYS = 8  # lines that a set of the first or second cache holds
 TWICE = 64 * 1024  # elements of b that every block of rows had better pack for itself
+OFTEN = 16  # panels of an item for which rows are worth packing that are neighbours in memory
 REFETCH = 8  # cycles for a line that is in neither of a core's caches any more
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
@@ -398,8 +399,11 @@ def reduction(m: Matrices) -> Scratched:
 
 def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, held: int, **options: bool) -> Scratched:
     """A kernel that keeps ``held`` bytes of rows and one panel for each item."""
-    packs = m.a.line != 1 and cut.tile.rows > WAYS * _sets(m.a.line, m.a_type)
     items, depth, size = cut.row_blocks * cut.column_blocks, min(depth, m.depth), STORED[m.dtype][1]
+    if m.a.line != 1:
+        packs = cut.tile.rows > WAYS * _sets(m.a.line, m.a_type)
+    else:
+        packs = machine().registers <= 16 and cut.panels >= OFTEN * cut.column_blocks and depth > WAYS * _sets(m.a.step, m.a_type)
     fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs)}
     next_tile = -(-cut.tile.rows // m.lanes) * m.lanes * max(depth, 1)
     tiles = max(m.height // (cut.tile.rows * cut.row_blocks), 1) + 1
