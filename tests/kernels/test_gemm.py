@@ -253,6 +253,19 @@ def test_cuts_share_the_work():
         assert cut.half in (0, cut.last or cut.tile.vectors)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("low", [False, True])
+def test_packed_rows(layout, low, monkeypatch):
+    """Rows packed tile by tile, neighbours in memory or not; low tiles in half vectors."""
+    tiles = TILES[machine().registers]
+    tile = next((tile for tile in tiles if low and tile.rows <= LANES // 2), tiles[0])
+    monkeypatch.setattr(cuts, "TILES", {machine().registers: (tile,)})
+    monkeypatch.setattr(products, "_rows_packed", lambda m, cut, depth: True)
+    forget_plans()
+    problem = Problem(2, 3 * LANES + 5, 4 * LANES + 3, 2 * LANES + 1, layout)
+    assert_same(problem.results(pointwise), problem.results(reference))
+
+
 def test_six_rows_that_are_neighbours_lie_across_lines(monkeypatch):
     """Where one tile is about as good as another, neighbours take the one whose rows share a line."""
     monkeypatch.setattr(cuts, "TILES", TILES)

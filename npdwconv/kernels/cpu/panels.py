@@ -30,6 +30,8 @@ def _copy(typing: Any, task: Any, of_a: Any, vectors: Any, source: Any, target: 
         *_, source_, target_, left_ = arguments
         stored, size = _stored(spec, of_a)
         v, count = Vectors(builder, STORED[stored][2]), vectors.literal_value
+        if of_a.literal_value:
+            v = Vectors(builder, v.dtype, spec.tile_lanes)
         for j in range(count):
             here = builder.sub(left_, int64(j * v.lanes))
             partial = of_a.literal_value or (spec.tail and j == count - 1)

@@ -1,151 +1,19 @@
-"""Matrix products of whole arrays: the kernels that walk over panels and rows, and how a shape is cut for them."""
+"""Matrix products of whole arrays: how a shape is cut, what is packed, and the launches of `product_kernels`."""
 
 from __future__ import annotations
 
 from math import gcd
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from npdwconv.kernels.cpu.arrays import LINE, room_for
 from npdwconv.kernels.cpu.caches import second
 from npdwconv.kernels.cpu.cuts import Cut, best_cut
 from npdwconv.kernels.cpu.engine import Kernel, Launch
-from npdwconv.kernels.cpu.gemm import first_vector, rows_by_panel
 from npdwconv.kernels.cpu.machine import halves, machine
-from npdwconv.kernels.cpu.panels import pack_panels, rows_of_a
+from npdwconv.kernels.cpu.product_kernels import multiply, multiply_packing, pack, reduce
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 from npdwconv.layouts import Array
-
-
-def _pack(task: Any, item: Any) -> None:
-    """One panel of a matrix, into its place among the panels."""
-    vector = first_vector(task, item)
-    column = vector * task.lanes
-    source = task.b + column * task.b_line * task.b_size
-    target = task.packed + column * task.depth * task.size
-    pack_panels(task, source, target, item, 1, task.columns - column, task.depth)
-
-
-def _multiply(task: Any, item: Any) -> None:
-    """A block of rows (of all images) by a block of packed panels."""
-    row_block, column_block = item // task.column_blocks, item % task.column_blocks
-    tiles = (task.height + task.rows - 1) // task.rows
-    total = task.images * tiles
-    tile, end = total * row_block // task.row_blocks, total * (row_block + 1) // task.row_blocks
-    first = task.panels * column_block // task.column_blocks
-    last = task.panels * (column_block + 1) // task.column_blocks
-    column_step = task.out_row if task.turned else 1
-    row_step = 1 if task.turned else task.out_row
-    scratch = task.scratch + item * task.scratch_item
-    while tile < end:
-        image, row = tile // tiles, tile % tiles * task.rows
-        count = min(task.height - row, task.group * task.rows, (end - tile) * task.rows)
-        place = task.a + (image * task.a_image + row * task.a_line) * task.a_size
-        a = rows_of_a(task, place, scratch, count, task.depth)
-        for p in range(first, last):
-            column = first_vector(task, p) * task.lanes
-            place = image * task.out_image + row * row_step + column * column_step
-            rows_by_panel(
-                task,
-                a,
-                task.packed + column * task.depth * task.size,
-                task.bias + column * task.bias_size,
-                task.out + place * task.out_size,
-                task.other + place * task.other_size,
-                task.depth,
-                count,
-                p < task.wide,
-                task.columns - column,
-                0,
-            )
-        tile += (count + task.rows - 1) // task.rows
-
-
-def _multiply_packing(task: Any, item: Any) -> None:
-    """A block of rows, of one a, by a block of panels (of all images), each packed where the item keeps it."""
-    row_block, column_block = item // task.column_blocks, item % task.column_blocks
-    tiles = (task.height + task.rows - 1) // task.rows
-    start = tiles * row_block // task.row_blocks * task.rows
-    end = min(tiles * (row_block + 1) // task.row_blocks * task.rows, task.height)
-    units = task.images * task.panels
-    first = units * column_block // task.column_blocks
-    scratch = task.scratch + item * task.scratch_item
-    panels = scratch + task.group * task.tile_next * task.size if task.a_packs else scratch
-    unit, last = first, units * (column_block + 1) // task.column_blocks
-    a, there = task.a, -1
-    while unit < last:
-        image, p = unit // task.panels, unit % task.panels
-        together = min(task.together, task.panels - p, last - unit)
-        begin = first_vector(task, p) * task.lanes
-        b = task.b + image * task.b_image * task.b_size
-        if not task.direct:
-            source = b + begin * task.b_line * task.b_size
-            pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
-        for row in range(start, end, task.group * task.rows):
-            count = min(end - row, task.group * task.rows)
-            if row != there:
-                a = rows_of_a(task, task.a + row * task.a_line * task.a_size, scratch, count, task.depth)
-                there = row
-            for q in range(p, p + together):
-                column = first_vector(task, q) * task.lanes
-                panel = panels + (column - begin) * task.depth * task.size
-                if task.direct:
-                    panel = b + column * task.b_line * task.b_size
-                place = image * task.out_image + row * task.out_row + column
-                if task.turned:
-                    place = image * task.out_image + row + column * task.out_row
-                rows_by_panel(
-                    task,
-                    a,
-                    panel,
-                    task.bias + (row if task.bias_of_rows else column) * task.bias_size,
-                    task.out + place * task.out_size,
-                    task.other + place * task.other_size,
-                    task.depth,
-                    count,
-                    q < task.wide,
-                    task.columns - column,
-                    0,
-                )
-        unit += together
-
-
-def _reduce(task: Any, item: Any) -> None:
-    """A block of rows by a block of columns of a product over long depths, a chunk after another, image after image."""
-    row_block, column_block = item // task.column_blocks, item % task.column_blocks
-    tiles = (task.height + task.rows - 1) // task.rows
-    top = tiles * row_block // task.row_blocks * task.rows
-    bottom = min(tiles * (row_block + 1) // task.row_blocks * task.rows, task.height)
-    first = task.panels * column_block // task.column_blocks
-    last = task.panels * (column_block + 1) // task.column_blocks
-    scratch = task.scratch + item * task.scratch_item
-    panels = scratch + task.group * task.tile_next * task.size if task.a_packs else scratch
-    for image in range(task.images):
-        for start in range(0, task.depth, task.chunk):
-            depth = min(task.chunk, task.depth - start)
-            for row in range(top, bottom, task.group * task.rows):
-                count = min(bottom - row, task.group * task.rows)
-                place = task.a + (image * task.a_image + start * task.a_step + row * task.a_line) * task.a_size
-                a = rows_of_a(task, place, scratch, count, depth)
-                for p in range(first, last, task.together):
-                    together, begin = min(task.together, last - p), first_vector(task, p) * task.lanes
-                    b = task.b + (image * task.b_image + start * task.b_step) * task.b_size
-                    source = b + begin * task.b_line * task.b_size
-                    if not task.direct:
-                        pack_panels(task, source, panels, p, together, task.columns - begin, depth)
-                    for q in range(p, p + together):
-                        column = first_vector(task, q) * task.lanes
-                        panel = panels + (column - begin) * depth * task.size
-                        if task.direct:
-                            panel = b + column * task.b_line * task.b_size
-                        place = column * task.out_row + row if task.turned else row * task.out_row + column
-                        out, left = task.out + place * task.out_size, task.columns - column
-                        rows_by_panel(task, a, panel, 0, out, 0, depth, count, q < task.wide, left, image + start)
-
-
-pack, multiply, multiply_packing, reduce = (
-    Kernel(function) for function in (_pack, _multiply, _multiply_packing, _reduce)
-)
 
 
 class Strides(NamedTuple):
@@ -199,6 +67,10 @@ class Matrices(NamedTuple):
         registers, neighbours = machine().registers, self.a.line == 1
         return best_cut(self.images, self.height, vectors, self.depth, registers, self.threads, split, neighbours)
 
+    def tile_lanes(self, cut: Cut) -> int:
+        """Lanes of the vectors in which a tile's rows are packed: half ones where those hold neighbours."""
+        return self.lanes // 2 if self.a.line == 1 and cut.tile.rows <= self.lanes // 2 else self.lanes
+
     def packing(self, cut: Cut) -> dict[str, Fixed]:
         """What is compiled into the packing of ``b``."""
         return {
@@ -223,7 +95,8 @@ class Matrices(NamedTuple):
         packs: bool = False,
     ) -> dict[str, Fixed]:
         """What is compiled into the product, the bias being of "rows" or "columns", whether a is packed, too."""
-        width = -(-cut.tile.rows // self.lanes)
+        wide = self.tile_lanes(cut)
+        width = -(-cut.tile.rows // wide)
         return {
             "lanes": self.lanes,
             "size": STORED[self.dtype][1],
@@ -245,8 +118,9 @@ class Matrices(NamedTuple):
             "ahead": ahead and not self.streams,
             "a_packs": packs,
             "a_turning": self.a.line != 1,
+            "tile_lanes": wide,
             "tile_vectors": width,
-            **({"tile_row": 1, "tile_step": width * self.lanes} if packs else {}),
+            **({"tile_row": 1, "tile_step": width * wide} if packs else {}),
             **_typed("tile", self.dtype if packs else self.a_type),
             **_typed("a", self.a_type),
             **_typed("out", self.out_type),
@@ -379,6 +253,17 @@ def _sets(step: int, dtype: str, way: int = PAGE) -> int:
     return way // gcd(step * STORED[dtype][1], way)
 
 
+def _rows_packed(m: Matrices, cut: Cut, depth: int) -> bool:
+    """Whether the rows of a tile had better be packed: their lines share too few sets of the first cache.
+
+    So may steps of the depth where rows are neighbours, or they are too many, which matters to low tiles.
+    """
+    if m.a.line != 1:
+        return cut.tile.rows > WAYS * _sets(m.a.line, m.a_type)
+    leave = depth > WAYS * _sets(m.a.step, m.a_type) or depth * LINE > _first() // 2
+    return machine().registers <= 16 and cut.panels >= OFTEN * cut.column_blocks and leave
+
+
 def scattered(m: Matrices, cut: Cut) -> float:
     """Cycles, as measured, for what every tile reads anew of an ``a`` whose rows are neighbours.
 
@@ -400,14 +285,12 @@ def reduction(m: Matrices) -> Scratched:
 def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, held: int, **options: bool) -> Scratched:
     """A kernel that keeps ``held`` bytes of rows and one panel for each item."""
     items, depth, size = cut.row_blocks * cut.column_blocks, min(depth, m.depth), STORED[m.dtype][1]
-    if m.a.line != 1:
-        packs = cut.tile.rows > WAYS * _sets(m.a.line, m.a_type)
-    else:
-        packs = machine().registers <= 16 and cut.panels >= OFTEN * cut.column_blocks and depth > WAYS * _sets(m.a.step, m.a_type)
-    fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs)}
-    next_tile = -(-cut.tile.rows // m.lanes) * m.lanes * max(depth, 1)
+    wide = m.tile_lanes(cut)
+    next_tile = -(-cut.tile.rows // wide) * wide * max(depth, 1)
     tiles = max(m.height // (cut.tile.rows * cut.row_blocks), 1) + 1
     group = min(max(held // (next_tile * size), 1), tiles)
+    packs = _rows_packed(m, cut, depth) and (group == tiles or kernel is not multiply_packing)
+    fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs)}
     panel = 0 if options.get("direct") or kernel is multiply else cut.tile.vectors * m.lanes * depth
     together = 1 if m.b.line != 1 else min(max(TOGETHER // max(panel * size, 1), 1), cut.panels)
     each = -(-(packs * group * next_tile + together * panel) * size // LINE) * LINE
