@@ -174,6 +174,19 @@ def test_a_strip_of_a_large_image_stays_in_the_caches(rows, kernel):
     assert [plan.kernel for plan in pixel_plans.plans(call)] == [kernel]
 
 
+@pytest.mark.parametrize("images", [1, 2, 3])
+@pytest.mark.parametrize("channels", [144, 192, 200])
+def test_threads_share_out_channels(images, channels):
+    """In whole cache lines, the same ones of all images; the first thread's items come before the second's."""
+    (sweeps,) = phases.forward(conv_geometry((14, 14), (3, 3), (1, 1), (1, 1), SAME))
+    shape, types = (images, 14, 14, channels), ("float32",) * 4 + ("",)
+    (plan,) = pixel_plans.plans(pixel_plans.Call(shape, shape, (3, 3), (sweeps,), types, "", 2, by_channels=False))
+    assert plan.kernel.startswith("rolled")
+    assert plan.numbers["block_channels"] % 16 == 0
+    assert channels / 2 <= plan.numbers["block_channels"] < channels
+    assert plan.items == 2 * plan.numbers["slices"] == 2 * images
+
+
 @pytest.mark.sweep
 @pytest.mark.skipif(LANES_VARIABLE in os.environ, reason="is itself the run with narrower lanes")
 @pytest.mark.parametrize("lanes", [8, 4])

@@ -1,6 +1,6 @@
 """Dense depthwise correlations in channels_last: lanes are channels.
 
-An item is an image, a block of rows and a block of channels. Rows of taps that lie above or below the image are left
+An item is a block of channels, an image and a block of rows. Rows of taps that lie above or below the image are left
 out of a tile's loop; columns beside it are masked: padding reads nothing, whatever the weights hold.
 """
 
@@ -95,8 +95,7 @@ def _add(
 
 def _correlator(add: Any) -> Any:
     def correlate(task: Any, item: Any) -> None:
-        strip_block = item % task.channel_blocks
-        rest = item // task.channel_blocks
+        strip_block, rest = item // task.slices, item % task.slices
         row_block = rest % task.row_blocks
         plane = rest // task.row_blocks
         image, o = plane // task.out_d, plane % task.out_d

@@ -6,6 +6,7 @@ from math import gcd, prod
 from typing import NamedTuple
 
 from npdwconv.kernels.cpu import caches, columns
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.axes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
@@ -205,13 +206,13 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
         "weight_tap": call.tap * STORED[call.dtype][1],
         "strip": strip,
         "block_channels": block_channels,
-        "channel_blocks": channel_blocks,
+        "slices": call.result[0] * row_blocks,
         "block_rows": block_rows,
         "row_blocks": row_blocks,
     }
     numbers["out_row"] *= h.out_step
     numbers["out_pixel"] *= w.out_step
-    items = call.result[0] * row_blocks * channel_blocks if call.channels else 0
+    items = numbers["slices"] * channel_blocks if call.channels else 0
     work = call.result[0] * call.channels * h.first.out * places * max(h.taps * w.taps, 4)
     kernel = "streamed" if group else "rolled_whole" if whole else "rolled_wide"
     return Plan(kernel, fixed, numbers, items, work)
@@ -245,7 +246,7 @@ def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
         },
         "strip": strip,
         "block_channels": block_channels,
-        "channel_blocks": channel_blocks,
+        "slices": call.result[0] * d.out * row_blocks,
         "block_rows": block_rows,
         "row_blocks": row_blocks,
     }
@@ -254,7 +255,7 @@ def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
     numbers["x_down"] = numbers["x_row"] * h.dilation * STORED[call.types[0]][1]
     (fixed if common else numbers).update(kernel_w=w.taps, stride_w=w.stride, dilation_w=w.dilation)
     (fixed if whole else numbers).update(width=w.size, low_w=w.low)
-    items = call.result[0] * d.out * row_blocks * channel_blocks if w.out and call.channels else 0
+    items = numbers["slices"] * channel_blocks if w.out and call.channels else 0
     work = call.result[0] * call.channels * d.out * h.out * w.out * call.fold * max(d.taps * h.taps * w.taps, 4)
     return Plan("correlate_whole" if whole else "correlate", fixed, numbers, items, work)
 
@@ -307,8 +308,9 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, *, rolls: bool = False) ->
     """Channels walked together, channels of an item, rows of an item: as measured, see docs/performance.md.
 
     Many taps reuse each input often, which pays while the rows of a strip stay in L1; few taps are bound by memory,
-    which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory. A tile that rolls
-    down an image within reach of L2 leaves the rows to one thread: next to another's they are fetched for nothing.
+    which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory. Where a tile rolls
+    down images within reach of L2, threads share out the channels, in whole cache lines: beyond the last row of a tile
+    the processor fetches the next ones, and takes from another thread what it writes there.
     """
     lanes, channels, images = call.lanes, max(call.channels, 1), max(call.result[0] * d.out, 1)
     step = lanes * STORED[STORED[call.types[0]][2]][1]
@@ -317,13 +319,13 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, *, rolls: bool = False) ->
     vectors = (16 if reached > 1 else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
     strip, blocks = vectors * lanes, call.threads // gcd(images, call.threads)
     strips = -(-channels // strip)
-    each = -(-channels // (lanes * blocks)) * lanes
+    line = max(LINE // STORED[call.types[0]][1], lanes)
+    each = -(-channels // (line * call.threads)) * line
     if call.by_channels:
-        each = -(-channels // (lanes * call.threads)) * lanes
         return min(strip, each), each, max(h.out, 1)
     if h.out < 4 * blocks and strips >= blocks > 1:
         return strip, -(-strips // blocks) * strip, max(h.out, 1)
-    if rolls and h.stride == w.stride == 1 < blocks and reached <= 2 and channels >= FEW * blocks * lanes:
+    if rolls and h.stride == w.stride == 1 < call.threads and reached <= 2 and channels >= FEW * call.threads * lanes:
         return min(strip, each), each, max(h.out, 1)
     most = (16 if rolls else 4) if reached > 1 else max(h.out, 1)
     count = max(-(-h.out // (blocks * most)), 1) * blocks  # as many for each thread

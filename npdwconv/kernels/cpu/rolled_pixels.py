@@ -100,8 +100,7 @@ def stream(task: Any, source: Any, target: Any, count: Any) -> None:
 def _roller(roll: Any) -> Any:
     def rolled(task: Any, item: Any) -> None:
         """A block of rows and of channels of an image, a tile's columns after another."""
-        strip_block = item % task.channel_blocks
-        rest = item // task.channel_blocks
+        strip_block, rest = item // task.slices, item % task.slices
         row_block, image = rest % task.row_blocks, rest // task.row_blocks
         begin_ = strip_block * task.block_channels
         end = min(begin_ + task.block_channels, task.channels)
