@@ -63,21 +63,18 @@ def _multiply_packing(task: Any, item: Any) -> None:
     first = units * column_block // task.column_blocks
     scratch = task.scratch + item * task.scratch_item
     panels = scratch + task.group * task.tile_next * task.size if task.a_packs else scratch
-    unit, last = first, units * (column_block + 1) // task.column_blocks
-    a, there = task.a, -1
-    while unit < last:
-        image, p = unit // task.panels, unit % task.panels
-        together = min(task.together, task.panels - p, last - unit)
-        begin = first_vector(task, p) * task.lanes
-        b = task.b + image * task.b_image * task.b_size
-        if not task.direct:
+    for row in range(start, end, task.group * task.rows):
+        count = min(end - row, task.group * task.rows)
+        a = rows_of_a(task, task.a + row * task.a_line * task.a_size, scratch, count, task.depth)
+        unit, last = first, units * (column_block + 1) // task.column_blocks
+        while unit < last:
+            image, p = unit // task.panels, unit % task.panels
+            together = min(task.together, task.panels - p, last - unit)
+            begin = first_vector(task, p) * task.lanes
+            b = task.b + image * task.b_image * task.b_size
             source = b + begin * task.b_line * task.b_size
-            pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
-        for row in range(start, end, task.group * task.rows):
-            count = min(end - row, task.group * task.rows)
-            if row != there:
-                a = rows_of_a(task, task.a + row * task.a_line * task.a_size, scratch, count, task.depth)
-                there = row
+            if not task.direct:
+                pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
             for q in range(p, p + together):
                 column = first_vector(task, q) * task.lanes
                 panel = panels + (column - begin) * task.depth * task.size
@@ -99,7 +96,7 @@ def _multiply_packing(task: Any, item: Any) -> None:
                     task.columns - column,
                     0,
                 )
-        unit += together
+            unit += together
 
 
 def _reduce(task: Any, item: Any) -> None:

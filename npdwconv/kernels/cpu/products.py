@@ -68,8 +68,9 @@ class Matrices(NamedTuple):
         return best_cut(self.images, self.height, vectors, self.depth, registers, self.threads, split, neighbours)
 
     def tile_lanes(self, cut: Cut) -> int:
-        """Lanes of the vectors in which a tile's rows are packed: half ones where those hold neighbours."""
-        return self.lanes // 2 if self.a.line == 1 and cut.tile.rows <= self.lanes // 2 else self.lanes
+        """Lanes of the vectors in which a tile's rows are packed: half ones for neighbours of a low tile."""
+        low = machine().registers <= 16 and cut.tile.rows <= self.lanes // 2
+        return self.lanes // 2 if self.a.line == 1 and low else self.lanes
 
     def packing(self, cut: Cut) -> dict[str, Fixed]:
         """What is compiled into the packing of ``b``."""
@@ -289,7 +290,8 @@ def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, hel
     next_tile = -(-cut.tile.rows // wide) * wide * max(depth, 1)
     tiles = max(m.height // (cut.tile.rows * cut.row_blocks), 1) + 1
     group = min(max(held // (next_tile * size), 1), tiles)
-    packs = _rows_packed(m, cut, depth) and (group == tiles or kernel is not multiply_packing)
+    anew = m.a.line == 1 and kernel is multiply_packing and group < tiles  # b would be packed for each group of rows
+    packs = _rows_packed(m, cut, depth) and not anew
     fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs)}
     panel = 0 if options.get("direct") or kernel is multiply else cut.tile.vectors * m.lanes * depth
     together = 1 if m.b.line != 1 else min(max(TOGETHER // max(panel * size, 1), 1), cut.panels)
