@@ -266,6 +266,19 @@ def test_packed_rows(layout, low, monkeypatch):
     assert_same(problem.results(pointwise), problem.results(reference))
 
 
+@pytest.mark.parametrize("most", [0, products.ALL_ROWS])
+def test_all_rows_are_packed_where_panels_are_packed_once(most, monkeypatch):
+    """Neighbouring rows, of which a core's caches hold few: all are packed, or none, but never group after group."""
+    packed = []
+    monkeypatch.setattr(products, "ALL_ROWS", most)
+    monkeypatch.setattr(products, "second", lambda: 1000)
+    monkeypatch.setattr(products, "_rows_packed", lambda m, cut, depth: packed.append(m.a.line == 1) or True)
+    forget_plans()
+    problem = Problem(1, 3 * LANES + 5, 4 * LANES + 3, 2 * LANES + 1, "channels_first")
+    assert_same(problem.results(pointwise), problem.results(reference))
+    assert any(packed)
+
+
 def test_six_rows_that_are_neighbours_lie_across_lines(monkeypatch):
     """Where one tile is about as good as another, neighbours take the one whose rows share a line."""
     monkeypatch.setattr(cuts, "TILES", TILES)

@@ -199,6 +199,7 @@ WAYS = 8  # lines that a set of the first or second cache holds
 TWICE = 64 * 1024  # elements of b that every block of rows had better pack for itself
 OFTEN = 16  # panels of an item for which rows are worth packing that are neighbours in memory
 REFETCH = 8  # cycles for a line that is in neither of a core's caches any more
+ALL_ROWS = 2 << 20  # bytes of packed rows that a core may read from a cache that cores share
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
@@ -290,8 +291,9 @@ def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, hel
     next_tile = -(-cut.tile.rows // wide) * wide * max(depth, 1)
     tiles = max(m.height // (cut.tile.rows * cut.row_blocks), 1) + 1
     group = min(max(held // (next_tile * size), 1), tiles)
-    anew = m.a.line == 1 and kernel is multiply_packing and group < tiles  # b would be packed for each group of rows
-    packs = _rows_packed(m, cut, depth) and not anew
+    packs = _rows_packed(m, cut, depth)
+    if m.a.line == 1 and kernel is multiply_packing and group < tiles:  # b would be packed for each group of rows
+        packs, group = packs and tiles * next_tile * size <= ALL_ROWS, tiles
     fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs)}
     panel = 0 if options.get("direct") or kernel is multiply else cut.tile.vectors * m.lanes * depth
     together = 1 if m.b.line != 1 else min(max(TOGETHER // max(panel * size, 1), 1), cut.panels)
