@@ -136,7 +136,8 @@ def over(offset: int, *, at_end: bool, write: bool) -> None:
         ctypes.string_at(place, 1)
 
 
-def main(which: str, kinds: str) -> None:
+def main(which: str, kinds: str, *, turns: bool = False) -> None:
+    """Some situations of these kinds of numbers, in each of their layouts or, in ``turns``, one layout each."""
     from kernels import situations
 
     for layout in ("channels_first", "channels_last") if "integers" in kinds else ():
@@ -144,8 +145,8 @@ def main(which: str, kinds: str) -> None:
     core = (*situations.CORE, situations.BY_NAME["k13-covers"])
     chosen = {"core": core, "all": (*situations.CORE, *situations.MORE, *situations.SWEPT)}[which]
     for kind in kinds.split(","):
-        for s in chosen:
-            for layout in s.layouts:
+        for turn, s in enumerate(chosen):
+            for layout in s.layouts[turn % len(s.layouts) :][:1] if turns else s.layouts:
                 call(s, kind, layout, **dict.fromkeys(s.activations, "relu6") if kind == "integers" else {})
     print("done")
 

@@ -12,10 +12,18 @@ from kernels.children import PACKAGE, finish, run, start
 TELL = "import affine; print(affine.right(), affine.right(factor=3), len(affine.compiled))"
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache filled with two specs' code."""
+    folder = tmp_path_factory.mktemp("cache")
+    assert run(TELL, NUMBA_CACHE_DIR=folder) == "True True 2"
+    return folder
+
+
 @pytest.fixture
-def filled(tmp_path: Path) -> dict[Path, bytes]:
-    """The files of a cache filled with two specs' code, and what they hold."""
-    assert run(TELL, NUMBA_CACHE_DIR=tmp_path) == "True True 2"
+def filled(cache: Path, tmp_path: Path) -> dict[Path, bytes]:
+    """The files of a copy of that cache, and what they hold."""
+    shutil.copytree(cache, tmp_path, dirs_exist_ok=True)
     files = {path: path.read_bytes() for path in code_in(tmp_path)}
     assert len(files) == 2
     return files
