@@ -39,11 +39,10 @@ def _copy(typing: Any, task: Any, of_a: Any, vectors: Any, source: Any, target: 
             mask = v.between(int64(0), here) if partial else None
             value = v.load(v.at(source_, j * v.lanes * size), stored, mask)
             v.store(value, v.at(target_, j * v.lanes * v.bytes))
-        if not of_a.literal_value:
-            step = v.index(field(builder, spec, arguments[0], "b_step"), size)
-            far = builder.add(source_, builder.mul(step, int64(FAR)))
-            for place in range(0, count * v.lanes * size, LINE):
-                prefetch(builder, v.at(far, place))
+        step = v.index(field(builder, spec, arguments[0], "a_step" if of_a.literal_value else "b_step"), size)
+        far = builder.add(source_, builder.mul(step, int64(FAR)))
+        for place in range(0, (spec.rows if of_a.literal_value else count * v.lanes) * size, LINE):
+            prefetch(builder, v.at(far, place))
         return context.get_dummy_value()
 
     return types.none(task, of_a, vectors, source, target, left), generate
