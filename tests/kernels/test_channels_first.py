@@ -94,7 +94,7 @@ def test_past_the_caches(monkeypatch, width, stride):
 
 @pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (5, 2), (7, 1)])
 def test_square_kernels(kernel, stride):
-    for size in [(16, 2 * LANES + 1), (5, LANES)]:
+    for size in [(16, 2 * LANES + 1), (5, LANES), (31, 3 * LANES + 3)]:
         Case(geometry(size, kernel, stride)).check()
 
 

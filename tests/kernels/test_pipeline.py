@@ -12,6 +12,7 @@ import pytest
 from numba.core.errors import TypingError
 
 from npdwconv.kernels.cpu.compilation import Kernel, compiled, inlined
+from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.spec import Spec
 
 MANY = 2
@@ -116,3 +117,13 @@ def test_a_kernel_and_what_it_calls_are_one_piece():
     assembly = calls.assembly(Spec(("more",), ()))
     assert "test_pipeline6_calls" in assembly
     assert [label for label in re.findall(r"^_ZN.*:$", assembly, re.M) if "wice" in label or "hrice" in label] == []
+
+
+@pytest.mark.skipif(
+    machine().name not in ("AVX2", "AVX-512"), reason="vectors no longer than the stack's own alignment"
+)
+def test_a_stack_of_vectors_begins_with_one():
+    """Where a spec keeps vectors there, they lie within cache lines."""
+    begins = re.compile(rf"andq\s+\$-{machine().vector_bytes}, %rsp")
+    assert begins.search(calls.assembly(Spec(("more",), (("stacked", True),))))
+    assert not begins.search(calls.assembly(Spec(("more",), (("stacked", False),))))

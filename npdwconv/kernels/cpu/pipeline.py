@@ -25,6 +25,7 @@ from numba.core.typed_passes import (
 )
 from numba.core.untyped_passes import FixupArgs, GenericRewrites, IRProcessing, ReconstructSSA, TranslateByteCode
 
+from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.spec import Spec, TaskType
 
 
@@ -117,6 +118,7 @@ class _Lowering(NativeLowering):
 
     def run_pass(self, state: Any) -> bool:
         state.library = _Library(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.aligned = any(isinstance(kind, TaskType) and kind.spec.stacked for kind in state.args)
         state.library.enable_object_caching()
         state.flags.no_compile = True
         super().run_pass(state)
@@ -135,7 +137,19 @@ class _Library(JITCodeLibrary):
     for every function that a kernel calls and for the kernel.
     """
 
+    aligned = False
     _linkable: Any = None
+
+    def add_ir_module(self, module: Any) -> None:
+        """Code whose stack begins with a whole vector where ``aligned``: LLVM by itself aligns it to 16 bytes.
+
+        That takes a register, so it is only for specs that are `stacked`.
+        """
+        for function in module.functions if self.aligned else ():
+            if not function.is_declaration:
+                function.attributes.add("nounwind")  # alone, the other attribute is not written
+                function.attributes.alignstack = machine().vector_bytes
+        super().add_ir_module(module)
 
     def add_linking_library(self, library: Any) -> None:
         self._linking_libraries.append(library)

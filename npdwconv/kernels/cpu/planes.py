@@ -74,14 +74,16 @@ class Shape(NamedTuple):
 
 
 def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, far: bool) -> Shape:
+    """The tile of a kernel that is compiled in; whether one ``rolls`` that could, its shape decides."""
     kinds = len(h.sweeps) * len(w.sweeps)
     height, width = h.first.out, w.first.out
     vectors = min(-(-width // lanes), max(1, 8 // kinds)) if height == 1 else 1
     most = max(1, _sums() // (kinds * vectors))
     whole = effort >= MUCH and height <= most and width <= lanes
-    if not whole and rolls and height > ROLLED:
-        return Shape(-(-(h.reach + 1) // h.first.stride), 2 if far else 1, rolls=True)
     rows = height if whole else _rows(height, (14, 8, 4, 2, 1), most)
+    held = h.taps * w.taps <= columns.HELD
+    if not whole and rolls and height > ROLLED and (held or h.first.stride == 2 or rows < most):
+        return Shape(-(-(h.reach + 1) // h.first.stride), 2 if far and held else 1, rolls=True)
     return Shape(rows, vectors, 1 if rows * vectors * kinds >= 8 else 2, whole)
 
 
@@ -203,9 +205,14 @@ class Plan:
         return past and self.w.first.out % self.lanes == 0 and self.names[3] == self.dtype
 
     def _rolls(self) -> bool:
-        """Whether a tile may roll: one source plane for each result, and taps that stay in registers as a whole."""
+        """Whether a tile may roll: one source plane for each result, and taps that stay in registers as a whole.
+
+        Where only 16 registers are, more taps than those are read from the stack no slower than a tile of few rows
+        reads its inputs again.
+        """
         single = self.depth == ONE and self.channels["folds"] == 1 and len(self.h.sweeps) == len(self.w.sweeps) == 1
-        return single and self.h.dense() and 1 < self.h.taps * self.w.taps <= columns.HELD and self.h.first.size > 1
+        most = columns.HELD if machine().registers > 16 else max(SQUARE) ** 2
+        return single and self.h.dense() and 1 < self.h.taps * self.w.taps <= most and self.h.first.size > 1
 
     @cached_property
     def gap(self) -> int:
@@ -269,6 +276,7 @@ class Plan:
             "sliding": sliding,
             "mates": self.mates,
             "streams": shape.rolls and self._streams(),
+            "stacked": shape.rolls and self.h.taps * self.w.taps > columns.HELD,
             "rows": shape.rows,
             "vectors": shape.vectors,
             "splits": shape.splits,

@@ -43,6 +43,11 @@ class Spec:
         """Whether ``name`` is compiled in."""
         return any(key == name for key, _ in self.fixed)
 
+    @property
+    def stacked(self) -> bool:
+        """Whether it keeps vectors on the stack and reads them often."""
+        return ("stacked", True) in self.fixed
+
     def text(self) -> str:
         """What distinguishes it, for the cache on disk: its values, the machine, and the kernels' sources."""
         values = ",".join(f"{key}={value!r}" for key, value in self.fixed)
