@@ -226,6 +226,8 @@ def _swept() -> Iterator[Situation]:
     yield causal("causal", L + 1, L + 1, 4, state=False)
     yield depthwise("far-dilated", L + 1, (33, 33), (3, 3), dilation=12, padding=12)
     yield depthwise("large", 2 * L + 3, (40, 41), (3, 3), padding=1)
+    for k, stride in ((5, 1), (5, 2), (7, 2)):
+        yield depthwise(f"k{k}-s{stride}-many-rows", 3, (31, 2 * L + 3), (k, k), stride=stride, padding=k // 2)
     yield pointwise("pointwise-large", 130, 150, (13, 17))
     yield separable("separable-large", 70, 90, (30, 31), (3, 3), stride=2, padding=1)
     for name, extents in (("images", (0, 3, 4, 4)), ("channels", (2, 0, 4, 4)), ("pixels", (2, 3, 4, 0))):
