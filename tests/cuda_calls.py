@@ -153,15 +153,6 @@ def swept(scale: int = 1) -> Iterator[Situation]:
             yield depthwise(f"3d-{mode}-{low}", 1, (3, 3, 4), (2, 3, 3), padding=(1, low, 2), padding_mode=mode)
 
 
-def both_layouts(*situations: Situation, turns: bool = False) -> pytest.MarkDecorator:
-    """A test for each situation and layout, or for one layout each, in turn."""
-    chosen = []
-    for turn, s in enumerate(situations):
-        layouts = s.layouts[turn % len(s.layouts) :][:1] if turns else s.layouts
-        chosen += [(s, layout) for layout in layouts]
-    return pytest.mark.parametrize(("s", "layout"), chosen, ids=[f"{s.name}-{layout}" for s, layout in chosen])
-
-
 def whole_numbers(arrays: Arrays, dtype: str) -> Arrays:
     """Small integers in a dtype; sums of them are exact in float32, so that one rounding at the end is all there is."""
     return {name: array.astype(dtype_named(dtype)) for name, array in arrays.items()}

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from cuda_calls import (
     Foreign,
-    both_layouts,
     conv,
     core,
     needs_cuda,
@@ -17,7 +16,7 @@ from cuda_calls import (
     strided,
     wanted,
 )
-from kernels.situations import Situation, mismatch
+from kernels.situations import Situation, both_layouts, mismatch
 from strategies import same_bits
 
 import npdwconv

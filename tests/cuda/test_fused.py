@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_calls import both_layouts, closely, exactly, needs_cuda, on_device, on_host, separable, silent
-from kernels.situations import Situation
+from cuda_calls import closely, exactly, needs_cuda, on_device, on_host, separable, silent
+from kernels.situations import Situation, both_layouts
 from strategies import LAYOUTS, same_bits
 
 import npdwconv
@@ -120,13 +120,13 @@ def test_floats(s: Situation, layout: str):
     closely(s, layout, "float32", depthwise_activation="silu", activation="gelu")
 
 
-BIASES = ((), ("depthwise_bias",), ("bias",), ("bias", "depthwise_bias"))
-
-
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.sweep)])
 @both_layouts(*ONE)
-def test_the_bits_are_those_of_two_calls(s: Situation, layout: str):
+def test_the_bits_are_those_of_two_calls(s: Situation, layout: str, every: bool):
+    """With both biases, and for some or every situation with one and none."""
+    biases = (("bias", "depthwise_bias"), (), ("depthwise_bias",), ("bias",))
     operands = s.operands("float32", layout)
-    for names in BIASES if s in ONE[:2] else BIASES[-1:]:
+    for names in biases if every or s in ONE[:2] else biases[:1]:
         given = {name: array for name, array in operands.items() if "bias" not in name or name in names}
         assert same_bits(forward(s, layout, given).copy_to_host(), in_two(s, layout, given)), names
 

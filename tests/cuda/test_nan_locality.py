@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cuda_calls import C, both_layouts, depthwise, needs_cuda, pointwise, separable, silent, transposed
-from kernels.situations import Situation
+from cuda_calls import C, depthwise, needs_cuda, pointwise, separable, silent, transposed
+from kernels.situations import Situation, both_layouts
 
 import npdwconv
 

@@ -9,7 +9,6 @@ import numpy as np
 import oracles
 import pytest
 from cuda_calls import (
-    both_layouts,
     closely,
     core,
     depthwise,
@@ -22,7 +21,7 @@ from cuda_calls import (
     pointwise,
     swept,
 )
-from kernels.situations import DTYPES, Situation, mismatch
+from kernels.situations import DTYPES, Situation, both_layouts, mismatch
 from strategies import LAYOUTS, moved, same_bits
 
 import npdwconv

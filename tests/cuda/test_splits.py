@@ -6,8 +6,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from cuda_calls import C, both_layouts, depthwise, exactly, needs_cuda, pointwise, transposed
-from kernels.situations import Situation
+from cuda_calls import C, depthwise, exactly, needs_cuda, pointwise, transposed
+from kernels.situations import Situation, both_layouts
 from strategies import same_bits
 
 import npdwconv

@@ -146,7 +146,7 @@ def main(which: str, kinds: str, *, turns: bool = False) -> None:
     chosen = {"core": core, "all": (*situations.CORE, *situations.MORE, *situations.SWEPT)}[which]
     for kind in kinds.split(","):
         for turn, s in enumerate(chosen):
-            for layout in s.layouts[turn % len(s.layouts) :][:1] if turns else s.layouts:
+            for layout in (situations.in_turn(turn, s),) if turns else s.layouts:
                 call(s, kind, layout, **dict.fromkeys(s.activations, "relu6") if kind == "integers" else {})
     print("done")
 

@@ -11,6 +11,7 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import pytest
 from strategies import LAYOUTS, moved
 
 import npdwconv
@@ -259,6 +260,26 @@ def frozen_network(layout: str) -> tuple[layers.Layer, np.ndarray]:
     for parameter in network.params.values():
         parameter[...] = rng.integers(-2, 3, parameter.shape)
     return network.freeze(), moved(numbers(rng, "integers", (2, 3, 21, 4 * L - 1)), layout)
+
+
+def in_turn(turn: int, s: Situation) -> str:
+    """The layout in which a situation is called where each is called in one."""
+    return s.layouts[turn % len(s.layouts)]
+
+
+def both_layouts(*situations: Situation, turns: bool = False) -> pytest.MarkDecorator:
+    """A test for each situation and layout; in ``turns`` in one layout each, the other is the sweep's."""
+    chosen = [
+        pytest.param(
+            s,
+            layout,
+            id=f"{s.name}-{layout}",
+            marks=[pytest.mark.sweep] if turns and layout != in_turn(turn, s) else [],
+        )
+        for turn, s in enumerate(situations)
+        for layout in s.layouts
+    ]
+    return pytest.mark.parametrize(("s", "layout"), chosen)
 
 
 # comparing

@@ -67,7 +67,14 @@ class Case:
         np.testing.assert_array_equal(self.input_gradient(), self.expected_gradient())
 
 
-@pytest.mark.parametrize(("height", "stride"), [(height, 1 + turn % 2) for turn, height in enumerate(HEIGHTS)])
+@pytest.mark.parametrize(
+    ("height", "stride"),
+    [
+        pytest.param(height, stride, marks=[] if turn % 2 == stride - 1 else [pytest.mark.sweep])
+        for turn, height in enumerate(HEIGHTS)
+        for stride in (1, 2)
+    ],
+)
 def test_extents_around_the_tile(height, stride):
     for width in WIDTHS:
         Case(geometry((height, width), 3, stride)).check()

@@ -13,7 +13,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernels.children import run
-from kernels.situations import BY_NAME, CORE, DTYPES, LANES, MORE, SWEPT, Situation, bounded, frozen_network, mismatch
+from kernels.situations import (
+    BY_NAME,
+    CORE,
+    DTYPES,
+    LANES,
+    MORE,
+    SWEPT,
+    Situation,
+    both_layouts,
+    bounded,
+    frozen_network,
+    mismatch,
+)
 from strategies import LAYOUTS, Case, cases, op, same_bits, transposed
 
 from npdwconv import use_backend
@@ -21,16 +33,6 @@ from npdwconv.activations import ACTIVATIONS
 
 PIECEWISE = ("relu", "relu6")
 ENDING = "relu6"  # of every test that any activation serves: what is compiled for one serves all
-
-
-def each(*groups: tuple[Situation, ...], turns: bool = False):
-    """A test for each situation and layout, or for one layout each, in turn."""
-    chosen = [
-        (s, layout)
-        for turn, s in enumerate(s for group in groups for s in group)
-        for layout in (s.layouts[turn % len(s.layouts) :][:1] if turns else s.layouts)
-    ]
-    return pytest.mark.parametrize(("s", "layout"), chosen, ids=[f"{s.name}-{layout}" for s, layout in chosen])
 
 
 def ending(s: Situation) -> dict[str, str]:
@@ -56,18 +58,18 @@ def closely(s: Situation, dtype: str, layout: str, **activations: str) -> None:
     assert not mismatch(found, *bounded(s, *arguments, layout, activations))
 
 
-@each(CORE, MORE)
+@both_layouts(*CORE, *MORE)
 def test_integers(s: Situation, layout: str):
     exactly(s, layout, **ending(s))
 
 
-@each(CORE, turns=True)  # the layouts that test_guarded.py takes, whose code is compiled then
+@both_layouts(*CORE, turns=True)  # the layouts that test_guarded.py takes, whose code is compiled then
 def test_float16(s: Situation, layout: str):
     closely(s, "float16", layout)
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-@each(CORE[:1], CORE[3:4], turns=True)
+@both_layouts(*CORE[:1], *CORE[3:4], turns=True)
 def test_other_dtypes(s: Situation, layout: str, dtype: str):
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes", reason="bfloat16")
@@ -86,7 +88,7 @@ def test_activations(s: Situation, layout: str, activation: str):
     closely(s, "float32", layout, activation=activation)
 
 
-@each(CORE)
+@both_layouts(*CORE)
 def test_floats(s: Situation, layout: str):
     """Each situation with a curve in one layout: of one it is long code, compiled for every tile."""
     curved = layout == LAYOUTS[CORE.index(s) % 2 - 1]
@@ -123,7 +125,7 @@ def test_a_frozen_network_in_many_threads(layout: str):
 # what a result may not depend on
 
 
-@each(CORE)
+@both_layouts(*CORE)
 def test_strides_and_out(s: Situation, layout: str):
     operands = s.operands("float32", layout)
     gradients = s.gradients(s.forward(operands, "reference", layout), "float32")
@@ -149,7 +151,7 @@ def _strided(array: np.ndarray) -> np.ndarray:
     return view
 
 
-@each(CORE)
+@both_layouts(*CORE)
 def test_batch_mates_and_repetition(s: Situation, layout: str):
     operands = s.operands("float32", layout)
     gradients = s.gradients(s.forward(operands, "reference", layout), "float32")
@@ -165,7 +167,7 @@ def test_batch_mates_and_repetition(s: Situation, layout: str):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@each(CORE, (BY_NAME["k2x4-s2x1-d1x2"],))
+@both_layouts(*CORE, BY_NAME["k2x4-s2x1-d1x2"])
 def test_nan_stays_where_it_is_read(s: Situation, layout: str, bad: float):
     rng = np.random.default_rng(2)
     whole = s.operands("float32", layout)
@@ -219,7 +221,7 @@ LANES_CODE = """
 
 
 def other_lanes() -> list[int]:
-    """Numbers of lanes narrower than the machine's own; test_guarded.py has the core at each of them by default."""
+    """Numbers of lanes narrower than the machine's own; test_guarded.py has the core at each, layouts in turn."""
     return [lanes for lanes in (16, 8, 4) if lanes < LANES]
 
 
@@ -227,7 +229,7 @@ def other_lanes() -> list[int]:
 
 
 @pytest.mark.sweep
-@each(CORE, MORE, SWEPT)
+@both_layouts(*CORE, *MORE, *SWEPT)
 def test_sweep(s: Situation, layout: str):
     exactly(s, layout)
     for dtype in DTYPES if s in CORE else dtypes_of(s):
@@ -243,7 +245,7 @@ def dtypes_of(s: Situation) -> tuple[str, ...]:
 @pytest.mark.sweep
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("dtype", DTYPES)
-@each(CORE)
+@both_layouts(*CORE)
 def test_sweep_of_activations(s: Situation, layout: str, dtype: str, activation: str):
     closely(s, dtype, layout, **dict.fromkeys(s.activations, activation))
 

@@ -73,6 +73,11 @@ class Shape(NamedTuple):
     rolls: bool = False
 
 
+def held(h: Axis, w: Axis) -> bool:
+    """Whether all taps stay in registers."""
+    return h.taps * w.taps <= columns.HELD
+
+
 def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, far: bool) -> Shape:
     """The tile of a kernel that is compiled in; whether one ``rolls`` that could, its shape decides."""
     kinds = len(h.sweeps) * len(w.sweeps)
@@ -81,9 +86,8 @@ def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, fa
     most = max(1, _sums() // (kinds * vectors))
     whole = effort >= MUCH and height <= most and width <= lanes
     rows = height if whole else _rows(height, (14, 8, 4, 2, 1), most)
-    held = h.taps * w.taps <= columns.HELD
-    if not whole and rolls and height > ROLLED and (held or h.first.stride == 2 or rows < most):
-        return Shape(-(-(h.reach + 1) // h.first.stride), 2 if far and held else 1, rolls=True)
+    if not whole and rolls and height > ROLLED and (held(h, w) or h.first.stride == 2 or rows < most):
+        return Shape(-(-(h.reach + 1) // h.first.stride), 2 if far and held(h, w) else 1, rolls=True)
     return Shape(rows, vectors, 1 if rows * vectors * kinds >= 8 else 2, whole)
 
 
@@ -211,8 +215,8 @@ class Plan:
         reads its inputs again.
         """
         single = self.depth == ONE and self.channels["folds"] == 1 and len(self.h.sweeps) == len(self.w.sweeps) == 1
-        most = columns.HELD if machine().registers > 16 else max(SQUARE) ** 2
-        return single and self.h.dense() and 1 < self.h.taps * self.w.taps <= most and self.h.first.size > 1
+        few = self.h.taps * self.w.taps > 1 and (held(self.h, self.w) or machine().registers <= 16)
+        return single and self.h.dense() and few and self.h.first.size > 1
 
     @cached_property
     def gap(self) -> int:
@@ -276,7 +280,7 @@ class Plan:
             "sliding": sliding,
             "mates": self.mates,
             "streams": shape.rolls and self._streams(),
-            "stacked": shape.rolls and self.h.taps * self.w.taps > columns.HELD,
+            "stacked": shape.rolls and not held(self.h, self.w),
             "rows": shape.rows,
             "vectors": shape.vectors,
             "splits": shape.splits,

@@ -199,7 +199,7 @@ WAYS = 8  # lines that a set of the first or second cache holds
 TWICE = 64 * 1024  # elements of b that every block of rows had better pack for itself
 OFTEN = 16  # panels of an item for which rows are worth packing that are neighbours in memory
 REFETCH = 8  # cycles for a line that is in neither of a core's caches any more
-ALL_ROWS = 2 << 20  # bytes of packed rows that a core may read from a cache that cores share
+ALL_ROWS = 4 << 20  # bytes of packed rows, of all items, that are as good as in a cache which cores share
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
@@ -293,7 +293,7 @@ def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, hel
     group = min(max(held // (next_tile * size), 1), tiles)
     packs = _rows_packed(m, cut, depth)
     if m.a.line == 1 and kernel is multiply_packing and group < tiles:  # b would be packed for each group of rows
-        packs, group = packs and tiles * next_tile * size <= ALL_ROWS, tiles
+        packs, group = packs and items * tiles * next_tile * size <= ALL_ROWS, tiles
     fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs)}
     panel = 0 if options.get("direct") or kernel is multiply else cut.tile.vectors * m.lanes * depth
     together = 1 if m.b.line != 1 else min(max(TOGETHER // max(panel * size, 1), 1), cut.panels)
