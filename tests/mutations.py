@@ -356,4 +356,10 @@ MUTATIONS = [
         "column < spec.missing",
         "column <= spec.missing",
     ),
+    Mutation(
+        "a vector is written past the caches as a whole, whatever its mask",
+        f"{CPU}/column_tiles.py",
+        "b.and_(v.all(mask), aligned)",
+        "aligned",
+    ),
 ]

@@ -109,7 +109,7 @@ def call_network(layout: str) -> None:
 
 
 def call_far() -> None:
-    """Convolutions in channels_last, and products, whose results go past the caches, whatever their size here."""
+    """Convolutions and products whose results go past the caches, and whose inputs are fetched, whatever their size."""
     from kernels import situations
 
     from npdwconv.kernels.cpu import caches
@@ -120,6 +120,9 @@ def call_far() -> None:
             name, padding = f"far-c{channels}-s{stride}", 1
             s = situations.depthwise(name, channels, (9, 18), (3, 3), stride=stride, padding=padding)
             call(s, "integers", "channels_last")
+    for stride in (1, 2):
+        s = situations.depthwise(f"far-s{stride}", 2, (33, 32 * stride), (3, 3), stride=stride, padding=1)
+        call(s, "integers", "channels_first")
     product = situations.pointwise("far-product", 5, 2 * situations.LANES, (2, 2 * situations.LANES))
     for layout in ("channels_first", "channels_last"):
         call(product, "integers", layout)

@@ -13,10 +13,12 @@ import npdwconv
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
 from npdwconv.kernels.cpu import caches, channels_first, phases, planes
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
 
 LANES = machine().lanes(4)
+FLOATS = LINE // 4  # of a cache line
 WIDTHS = (1, LANES - 1, LANES, LANES + 1, 2 * LANES + 1)
 HEIGHTS = (1, 2, 7, 8, 9, 14, 15, 16, 17, 30, 61)
 
@@ -80,13 +82,16 @@ def test_extents_around_the_tile(height, stride):
         Case(geometry((height, width), 3, stride)).check()
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("width", [2 * LANES, 6 * LANES, 6 * LANES + 2])
-def test_past_the_caches(monkeypatch, width, stride):
-    """Whole vectors are streamed where they can be, wherever the array begins; nothing around it is written."""
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2)])
+@pytest.mark.parametrize(("width", "streams"), [(4 * FLOATS, True), (12 * FLOATS, True), (5 * FLOATS + 2, False)])
+def test_past_the_caches(monkeypatch, width, streams, kernel, stride):
+    """Whole vectors are streamed where rows are whole lines, wherever the array begins; nothing around is written."""
     monkeypatch.setattr(caches, "FAR", 0)
     channels_first.launches.cache_clear()
-    case = Case(geometry((31, width), 3, stride))
+    case = Case(geometry((31, width), kernel, stride))
+    call = planes.Call(case.x.shape, case.weight.shape, case.z.shape, (*[np.dtype(np.float32)] * 4, None), "")
+    (launch,) = channels_first.launches(call, phases.forward(case.g))
+    assert (launch.spec.streams, launch.spec.ahead > 0) == (streams, True)
     wanted, bytes_around = case.expected(), 4 * LANES
     for offset in (0, 4, 3 * LANES, 1):
         raw = np.full(wanted.nbytes + 4 * bytes_around, 77, np.uint8)

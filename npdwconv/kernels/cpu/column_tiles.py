@@ -9,6 +9,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu import activate
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.columns import (
     Columns,
     Reach,
@@ -23,6 +24,7 @@ from npdwconv.kernels.cpu.columns import (
     twin_splat,
     where,
 )
+from npdwconv.kernels.cpu.gemm import prefetch
 from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
 
 
@@ -72,6 +74,14 @@ def opaque(builder: Any, address: Value) -> Value:
     return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], False)
 
 
+def fetch(v: Vectors, tile: Tile, row: Value) -> None:
+    """Ask for what a tile some way to the right reads of an input row, where that comes from memory: the processor,
+    which sees a column of tiles read a little of each of many rows, does not."""
+    ahead, size = int(tile.spec.ahead), STORED[str(tile.spec.source_type)][1]
+    for place in range(0, tile.vectors * v.lanes * tile.column_step * size if ahead else 0, LINE):
+        prefetch(v.builder, v.at(row, ahead + place))
+
+
 def _gather(reads: str) -> Any:
     @intrinsic
     def gather(typing: Any, task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any) -> Any:
@@ -98,6 +108,7 @@ def _gather(reads: str) -> Any:
                 taps, place, at = place_taps(tile, columns, weights, shifts), opaque(builder, x_), 0
                 for row, reaches in rows.items():
                     place, at = v.at(place, builder.mul(pitch, int64(row - at))), row
+                    fetch(v, tile, place)
                     with where(builder, exist.row(row), acc) as changed:
                         _add_row(tile, columns, taps, place, shifts, reaches, changed)
             return context.make_tuple(builder, sums, acc)
@@ -194,7 +205,8 @@ class Output:
         streams: bool = False,
         twin: Value | None = None,
     ) -> None:
-        """Of its columns those from ``first`` (0) to ``end`` exist, all without it; whole vectors may be streamed.
+        """Of its columns those from ``first`` (0) to ``end`` exist, all without it; whole vectors may be streamed,
+        past the caches: where all exist ``out`` is aligned for that.
 
         ``twin`` is how many values further on the second half of the lanes is written.
         """
@@ -248,11 +260,24 @@ class Output:
                 narrow.store(self.v.shuffle(value, value, half), address, self.stored, some)
                 address = self.v.at(address, self.v.index(self.twin, STORED[self.stored][1]))
         elif self.streams:
-            self.v.stream(value, address)
+            self._stream(value, address, mask)
         elif self.step == 1:
             self.v.store(value, address, self.stored, mask, first=isinstance(self.first, ir.Constant))
         else:
             self.v.scatter(value, address, int64(self.step * STORED[self.stored][1]), self.stored, mask)
+
+    def _stream(self, value: Value, address: Value, mask: Value | None) -> None:
+        """Write past the caches what is a vector as a whole and begins as one may; a line in part would cost more."""
+        v, b = self.v, self.v.builder
+        if mask is None:
+            v.stream(value, address)
+            return
+        aligned = b.icmp_unsigned("==", b.and_(address, int64(v.lanes * v.bytes - 1)), int64(0))
+        with b.if_else(b.and_(v.all(mask), aligned), likely=True) as (whole, some):
+            with whole:
+                v.stream(value, address)
+            with some:
+                v.store(value, address, self.stored, mask, first=False)
 
 
 finish_inner, finish_edge = _finish(edge=False), _finish(edge=True)

@@ -8,6 +8,7 @@ from math import prod
 from typing import Any, NamedTuple
 
 from npdwconv.kernels.cpu import caches, columns
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.axes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.columns import Phases
 from npdwconv.kernels.cpu.machine import machine
@@ -19,8 +20,9 @@ FEWEST, MOST, GRAIN = 16, 64, 100_000  # work items of a launch, and multiply-ad
 MUCH = 200_000  # multiply-adds an image from which code for one dilation, or planes of one height, pays
 ROLLED = 14  # rows from which a tile that rolls down a plane beats one that holds them all
 NEAR, FEW = 1 << 15, 8  # bytes of rows that such a tile's block has, and rows at least: neighbouring columns meet them
+AHEAD = 4 * LINE  # bytes from what a tile that rolls reads of a row to what it fetches, where rows come from memory
 SQUARE = (3, 5, 7)  # extents of square kernels that are compiled in
-LINE = (3, 4, 5, 7)  # and of kernels over a single row
+ONE_ROW = (3, 4, 5, 7)  # and of kernels over a single row
 
 
 class Call(NamedTuple):
@@ -58,7 +60,7 @@ def unrolled(h: Axis, w: Axis, effort: int) -> bool:
     if not (h.dense() and w.dense()) and effort < MUCH:
         return False
     if h.sweeps == (ONE,):
-        return w.taps in LINE
+        return w.taps in ONE_ROW
     return h.taps == w.taps and h.taps in SQUARE and h.first.stride == w.first.stride and len(h.sweeps) == len(w.sweeps)
 
 
@@ -78,8 +80,11 @@ def held(h: Axis, w: Axis) -> bool:
     return h.taps * w.taps <= columns.HELD
 
 
-def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, far: bool) -> Shape:
-    """The tile of a kernel that is compiled in; whether one ``rolls`` that could, its shape decides."""
+def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, lines: bool) -> Shape:
+    """The tile of a kernel that is compiled in; whether one ``rolls`` that could, its shape decides.
+
+    ``lines``: whether it had better write whole cache lines.
+    """
     kinds = len(h.sweeps) * len(w.sweeps)
     height, width = h.first.out, w.first.out
     vectors = min(-(-width // lanes), max(1, 8 // kinds)) if height == 1 else 1
@@ -87,7 +92,7 @@ def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, fa
     whole = effort >= MUCH and height <= most and width <= lanes
     rows = height if whole else _rows(height, (14, 8, 4, 2, 1), most)
     if not whole and rolls and height > ROLLED and (held(h, w) or h.first.stride == 2 or rows < most):
-        return Shape(-(-(h.reach + 1) // h.first.stride), 2 if far and held(h, w) else 1, rolls=True)
+        return Shape(-(-(h.reach + 1) // h.first.stride), 2 if lines and held(h, w) else 1, rolls=True)
     return Shape(rows, vectors, 1 if rows * vectors * kinds >= 8 else 2, whole)
 
 
@@ -179,7 +184,7 @@ class Plan:
     @cached_property
     def tile(self) -> tuple[Shape, bool]:
         if self.unrolled:
-            return shape_unrolled(self.h, self.w, self.lanes, self.effort, rolls=self._rolls(), far=self.far), False
+            return shape_unrolled(self.h, self.w, self.lanes, self.effort, rolls=self._rolls(), lines=self._streams()), False
         if self.covers:
             return Shape(self.h.first.out, 1, whole=True), False
         return shape_run(self.h, self.w, self.lanes)
@@ -192,11 +197,6 @@ class Plan:
         even = self.call.out[1] % 2 == 0 and machine().name == "AVX-512"
         return 2 if self.tile[0].whole and single and narrow and even else 1
 
-    @cached_property
-    def far(self) -> bool:
-        """Whether source and results come from memory and go there."""
-        return caches.far(*self._traffic)
-
     @property
     def _traffic(self) -> tuple[int, int]:
         """Bytes of source and of results."""
@@ -205,8 +205,12 @@ class Plan:
 
     def _streams(self) -> bool:
         """Whether results are written past the caches: then every row of them begins alike in a cache line."""
-        past = caches.past_caches(*self._traffic)
-        return past and self.w.first.out % self.lanes == 0 and self.names[3] == self.dtype
+        past, row = caches.past_caches(*self._traffic), self.w.first.out * STORED[self.names[3]][1]
+        return past and row % LINE == 0 and self.names[3] == self.dtype
+
+    def _fetches(self) -> bool:
+        """Whether input rows are fetched ahead: not for the residues of an adjoint, which write more than they read."""
+        return self.unrolled and len(self.h.sweeps) == len(self.w.sweeps) == 1 and caches.fetched(*self._traffic)
 
     def _rolls(self) -> bool:
         """Whether a tile may roll: one source plane for each result, and taps that stay in registers as a whole.
@@ -279,6 +283,7 @@ class Plan:
             "outputs": self.w.first.out if self.covers else 0,
             "sliding": sliding,
             "mates": self.mates,
+            "ahead": AHEAD if self._fetches() else 0,
             "streams": shape.rolls and self._streams(),
             "stacked": shape.rolls and not held(self.h, self.w),
             "rows": shape.rows,

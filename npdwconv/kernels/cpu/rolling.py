@@ -12,7 +12,7 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
-from npdwconv.kernels.cpu.column_tiles import Output, Taps, place_taps
+from npdwconv.kernels.cpu.column_tiles import Output, Taps, fetch, place_taps
 from npdwconv.kernels.cpu.columns import Columns, Tile, Weights, field_or_fixed, where
 from npdwconv.kernels.cpu.engine import Kernel, inlined
 from npdwconv.kernels.cpu.simd import Value, Vectors, int64
@@ -126,8 +126,10 @@ def _roll(reads: str) -> Any:
                     acc[place : place + tile.vectors] = [bias] * tile.vectors
                 exists = builder.icmp_unsigned("<", builder.add(top_, int64(row)), end_)
                 met = [(turn.sum(output), tap) for output, tap in turn.meetings(row)]
+                at = v.at(x_, builder.mul(down, int64(row)))
+                fetch(v, tile, at)
                 with where(builder, exists, acc) as changed:
-                    _add_row(tile, inputs, taps, v.at(x_, builder.mul(down, int64(row))), met, changed)
+                    _add_row(tile, inputs, taps, at, met, changed)
                 for output in turn.finished(row):
                     there = builder.icmp_unsigned("<", builder.add(first_, int64(output)), rows_)
                     with builder.if_then(there, likely=True):
@@ -153,7 +155,8 @@ def _output(v: Vectors, tile: Tile, task: Value, pitch: Value, q: Value, reads: 
     if reads == "inside":
         return Output(v, tile, pitch, None, streams=bool(tile.spec.streams))
     end = v.builder.sub(field_or_fixed(v.builder, tile.spec, task, "out_w"), q)
-    return Output(v, tile, pitch, end, v.builder.neg(q) if tile.spec.streams else int64(0))
+    streams = bool(tile.spec.streams)
+    return Output(v, tile, pitch, end, v.builder.neg(q) if streams else int64(0), streams=streams)
 
 
 def _unpacked(builder: Any, spec: Spec, held: Value) -> tuple[Value, Taps]:

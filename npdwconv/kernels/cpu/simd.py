@@ -128,7 +128,7 @@ class Vectors:
         """Write the first lanes, as many as ``mask`` keeps: all, or half of them, half of the rest, and so on."""
         b, kind = self.builder, ir.IntType(self.lanes)
         kept = b.bitcast(mask, kind)  # a bit for each lane
-        with b.if_else(b.icmp_unsigned("==", kept, kind(-1)), likely=True) as (all_, some):
+        with b.if_else(self.all(mask), likely=True) as (all_, some):
             with all_:
                 b.store(value, b.inttoptr(address, value.type.as_pointer()), align=1)
             with some:
@@ -186,6 +186,11 @@ class Vectors:
         ends = [b.trunc(self._clamped(end), I32) for end in (low, high)]
         first, last = (self.splat(end) for end in ends)
         return b.and_(b.icmp_signed(">=", iota, first), b.icmp_signed("<", iota, last))
+
+    def all(self, mask: Value) -> Value:
+        """Whether a mask keeps all lanes."""
+        kind = ir.IntType(self.lanes)
+        return self.builder.icmp_unsigned("==", self.builder.bitcast(mask, kind), kind(-1))
 
     def everywhere(self, flag: Value) -> Value:
         """The mask of all lanes or none."""
