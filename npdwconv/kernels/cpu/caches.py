@@ -11,12 +11,12 @@ USUAL = 1 << 20  # bytes of a second cache where nothing is known about it
 FAR = 3 << 23  # bytes of source and results that come from memory and go there; measured, of a cache of 32 MB
 
 
-def fetched(read: int, written: int) -> bool:
-    """Whether so many bytes of source and of results are more than caches hold for sure, and had better be fetched.
+def fetched(nbytes: int) -> bool:
+    """Whether so many bytes of all operands are more than caches hold for sure, and had better be fetched ahead.
 
     From some 6 MB on it was up to 2.6 times as fast, of what a cache of 32 MB would hold if others left it alone.
     """
-    return read + written >= FAR // 4
+    return nbytes >= FAR // 4
 
 
 def far(read: int, written: int) -> bool:

@@ -40,13 +40,15 @@ POINTERS = ("source", "weight", "bias_at", "out", "other")
 
 
 @inlined
-def _unrolled(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
+def _unrolled(
+    task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any, ahead: Any
+) -> Any:
     """A kernel that is compiled in."""
     if inside:
-        return gather_inside(task, sums, x, weight, top, left)
+        return gather_inside(task, sums, x, weight, top, left, ahead)
     if array:
-        return gather_array(task, sums, x, weight, top, left)
-    return gather_lanes(task, sums, x, weight, top, left)
+        return gather_array(task, sums, x, weight, top, left, ahead)
+    return gather_lanes(task, sums, x, weight, top, left, ahead)
 
 
 @inlined
@@ -100,10 +102,12 @@ def _single(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, insi
 
 
 @inlined
-def _add_plane(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
+def _add_plane(
+    task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any, ahead: Any
+) -> Any:
     """Add one plane's taps to a tile."""
     if task.unrolled:
-        return _unrolled(task, sums, x, weight, top, left, inside, array)
+        return _unrolled(task, sums, x, weight, top, left, inside, array, ahead)
     if task.covers:
         return cover(task, sums, x - (top * task.width + left) * task.source_size, weight)
     if task.sliding:
@@ -121,6 +125,7 @@ def _planes(task: Any, item: Any) -> None:
     depth = slice_ - plane * task.out_d
     plane *= task.mates
     channel = plane % task.channels
+    height = task.mates * task.height
     while unit < last:
         weight = task.weight + channel * task.folds * task.kernel * task.weight_size
         bias = task.bias_at + channel * task.bias_size
@@ -130,6 +135,8 @@ def _planes(task: Any, item: Any) -> None:
         t1 = min(task.taps_d, (task.depth - 1 - front) // task.dilation_d + 1)
         first_plane = plane * task.folds // task.spread * task.depth
         first = 0 if task.blocks == 1 else block * task.block_tiles
+        done = (first + task.block_tiles) * task.rows * task.row_step if block < task.blocks - 1 else height
+        ahead = task.source + (first_plane * task.height + done) * task.width * task.source_size if task.piece else 0
         for tile in range(first, min(first + task.block_tiles, task.tiles)):
             p = tile // task.gap * task.gap * task.rows + tile % task.gap
             top = p * task.row_step - task.low_h
@@ -150,7 +157,8 @@ def _planes(task: Any, item: Any) -> None:
                         x = task.source + ((at * task.height + top) * task.width + left) * task.source_size
                         tap = m * task.kernel + (task.tap_d + t * task.tap_step_d) * task.kernel_plane
                         w = weight + tap * task.weight_size
-                        sums = _add_plane(task, sums, x, w, top, left, inside, array)
+                        sums = _add_plane(task, sums, x, w, top, left, inside, array, ahead)
+                ahead += task.rows * task.row_step * task.piece
                 here = place + p * task.row_kinds * task.out_pitch + q * task.column_kinds * task.out_step
                 o = task.out + here * task.out_size
                 y = task.other + here * task.other_size

@@ -74,22 +74,27 @@ def opaque(builder: Any, address: Value) -> Value:
     return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], False)
 
 
-def fetch(v: Vectors, tile: Tile, row: Value) -> None:
-    """Ask for what a tile some way to the right reads of an input row, where that comes from memory: the processor,
-    which sees a column of tiles read a little of each of many rows, does not."""
-    ahead, size = int(tile.spec.ahead), STORED[str(tile.spec.source_type)][1]
-    for place in range(0, tile.vectors * v.lanes * tile.column_step * size if ahead else 0, LINE):
-        prefetch(v.builder, v.at(row, ahead + place))
+def fetch(v: Vectors, ahead: Value, piece: int, number: int) -> None:
+    """Ask for the cache lines that begin in piece ``number``, each of ``piece`` bytes, of what is at ``ahead``.
+
+    So all of what comes next is asked for, in the order of memory, while a column of tiles reads a little of each of
+    many rows, which the processor does not take for a pattern.
+    """
+    for place in range(-(-number * piece // LINE) * LINE, (number + 1) * piece, LINE):
+        prefetch(v.builder, v.at(ahead, place))
 
 
 def _gather(reads: str) -> Any:
     @intrinsic
-    def gather(typing: Any, task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any) -> Any:
-        """Add one plane's taps to the sums of the tile whose origin reads row ``top``, column ``left`` of ``x``."""
+    def gather(typing: Any, task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, ahead: Any) -> Any:
+        """Add one plane's taps to the sums of the tile whose origin reads row ``top``, column ``left`` of ``x``.
+
+        Meanwhile what is at ``ahead`` is fetched.
+        """
         spec, tile = task.spec, Tile(task.spec)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            task_, sums_, x_, weight_, top_, left_ = arguments
+            task_, sums_, x_, weight_, top_, left_, ahead_ = arguments
             v = tile.vectors_of(builder)
             height, width = (
                 field_or_fixed(builder, spec, task_, "height"),
@@ -104,16 +109,17 @@ def _gather(reads: str) -> Any:
             acc = [builder.extract_value(sums_, i) for i in range(tile.sums * tile.splits)]
             rows = meetings(tile.rows, tile.row_step, tile.row_phases)
             exist = Rows(builder, list(rows), top_, height)
-            for shifts in tile.groups():
+            for turn, shifts in enumerate(tile.groups()):
                 taps, place, at = place_taps(tile, columns, weights, shifts), opaque(builder, x_), 0
                 for row, reaches in rows.items():
                     place, at = v.at(place, builder.mul(pitch, int64(row - at))), row
-                    fetch(v, tile, place)
+                    if turn == 0 and row < tile.rows * tile.row_step:
+                        fetch(v, ahead_, int(spec.piece), row)
                     with where(builder, exist.row(row), acc) as changed:
                         _add_row(tile, columns, taps, place, shifts, reaches, changed)
             return context.make_tuple(builder, sums, acc)
 
-        return sums(task, sums, x, weight, top, left), generate
+        return sums(task, sums, x, weight, top, left, ahead), generate
 
     return gather
 

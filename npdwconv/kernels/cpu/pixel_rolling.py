@@ -173,7 +173,7 @@ def stepping(*, leftmost: bool, rightmost: bool) -> Any:
                 with where(builder, exists, total) as changed:
                     at, last = v.at(x_, builder.mul(row_size, int64(i))), 0
                     if spec.streams:
-                        _fetch_next(builder, tile, at, pixel_size)
+                        _fetch_next(v, tile, at, pixel_size, channel_)
                     for column, readers in columns.items() if met else ():
                         at, last = opaque(builder, v.at(at, builder.mul(pixel_size, int64(column - last)))), column
                         value = load_x(v, spec, at, channel_, left_, mask)
@@ -202,13 +202,15 @@ def stepping(*, leftmost: bool, rightmost: bool) -> Any:
     return step
 
 
-def _fetch_next(builder: Any, tile: Tile, row: Value, pixel_size: Value) -> None:
-    """Bring what the tile to the right reads of an input row, and this one does not."""
-    last = max(tile.readers()) + 1
-    place = builder.add(row, builder.mul(pixel_size, int64(last)))
-    for _ in range(tile.pixels * tile.column_step):
-        prefetch(builder, place)
-        place = opaque(builder, builder.add(place, pixel_size))
+def _fetch_next(v: Vectors, tile: Tile, row: Value, pixel_size: Value, channel: Value) -> None:
+    """Bring what the tile to the right reads of an input row, and this one does not: a share for each vector of
+    channels, in the order of memory."""
+    size, next_ = STORED[tile.spec.x_type][1], max(tile.readers()) + 1
+    pixels = tile.pixels * tile.column_step
+    share = v.builder.mul(channel, int64((pixels - 1) * size))  # the row begins at the channel
+    first = v.at(row, v.builder.mul(pixel_size, int64(next_)), share)
+    for place in range(0, pixels * v.lanes * size, LINE):
+        prefetch(v.builder, v.at(first, place))
 
 
 def _write(

@@ -19,8 +19,7 @@ from npdwconv.kernels.cpu.spec import Fixed
 FEWEST, MOST, GRAIN = 16, 64, 100_000  # work items of a launch, and multiply-adds that make taking one worth while
 MUCH = 200_000  # multiply-adds an image from which code for one dilation, or planes of one height, pays
 ROLLED = 14  # rows from which a tile that rolls down a plane beats one that holds them all
-NEAR, FEW = 1 << 15, 8  # bytes of rows that such a tile's block has, and rows at least: neighbouring columns meet them
-AHEAD = 4 * LINE  # bytes from what a tile that rolls reads of a row to what it fetches, where rows come from memory
+NEAR, FEW = 1 << 15, 8  # bytes of input rows of such a tile's block, half of that where they are fetched; rows at least
 SQUARE = (3, 5, 7)  # extents of square kernels that are compiled in
 ONE_ROW = (3, 4, 5, 7)  # and of kernels over a single row
 
@@ -184,7 +183,9 @@ class Plan:
     @cached_property
     def tile(self) -> tuple[Shape, bool]:
         if self.unrolled:
-            return shape_unrolled(self.h, self.w, self.lanes, self.effort, rolls=self._rolls(), lines=self._streams()), False
+            return shape_unrolled(
+                self.h, self.w, self.lanes, self.effort, rolls=self._rolls(), lines=self._streams()
+            ), False
         if self.covers:
             return Shape(self.h.first.out, 1, whole=True), False
         return shape_run(self.h, self.w, self.lanes)
@@ -209,8 +210,13 @@ class Plan:
         return past and row % LINE == 0 and self.names[3] == self.dtype
 
     def _fetches(self) -> bool:
-        """Whether input rows are fetched ahead: not for the residues of an adjoint, which write more than they read."""
-        return self.unrolled and len(self.h.sweeps) == len(self.w.sweeps) == 1 and caches.fetched(*self._traffic)
+        """Whether the input of the next unit is fetched meanwhile, in the order of memory.
+
+        Not where a tile rolls by single rows and reads its taps from the stack: an address more costs what is gained.
+        """
+        single = self.depth == ONE and self.channels["folds"] == 1
+        short = self.tile[0].rolls and self.h.first.stride == 1 and not held(self.h, self.w)
+        return self.unrolled and single and not short and caches.fetched(sum(self._traffic))
 
     def _rolls(self) -> bool:
         """Whether a tile may roll: one source plane for each result, and taps that stay in registers as a whole.
@@ -236,8 +242,9 @@ class Plan:
         items = items_of(self.work)
         block_tiles = -(-tiles // -(-items // slices))
         if self.tile[0].rolls:
-            pitch = self.w.first.size * STORED[self.names[0]][1]
-            block_tiles = min(max(block_tiles, ROLLED), max(NEAR // pitch, FEW), tiles)
+            pitch = self.w.first.size * self.h.first.stride * STORED[self.names[0]][1]
+            near = NEAR // 2 if self._fetches() else NEAR
+            block_tiles = min(max(block_tiles, ROLLED), max(near // pitch, FEW), tiles)
         blocks = -(-tiles // block_tiles)
         units = slices * blocks
         group = -(-units // items)
@@ -283,7 +290,7 @@ class Plan:
             "outputs": self.w.first.out if self.covers else 0,
             "sliding": sliding,
             "mates": self.mates,
-            "ahead": AHEAD if self._fetches() else 0,
+            "piece": shape.vectors * self.lanes * self.w.first.stride * sizes[0] if self._fetches() else 0,
             "streams": shape.rolls and self._streams(),
             "stacked": shape.rolls and not held(self.h, self.w),
             "rows": shape.rows,

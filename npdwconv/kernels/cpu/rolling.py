@@ -103,16 +103,17 @@ def _roll(reads: str) -> Any:
         rows: Any,
         end: Any,
         q: Any,
+        ahead: Any,
     ) -> Any:
         """Take a turn's input rows, from ``top`` at ``x`` on, and write the outputs that end with them.
 
         ``first`` is the output that begins with row ``top``, of the ``rows`` that there are; ``out`` and ``other`` are
-        where it is in column ``q``. Input rows exist from 0 to ``end``.
+        where it is in column ``q``. Input rows exist from 0 to ``end``; meanwhile what is at ``ahead`` is fetched.
         """
         spec, tile = task.spec, Tile(task.spec)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            task_, sums_, held_, x_, out_, other_, top_, first_, rows_, end_, q_ = arguments
+            task_, sums_, held_, x_, out_, other_, top_, first_, rows_, end_, q_, ahead_ = arguments
             v, turn = tile.vectors_of(builder), Turn(tile)
             width, pitch = (field_or_fixed(builder, spec, task_, name) for name in ("width", "tile_pitch"))
             inputs = columns_under(v, tile, task_, q_, reads)
@@ -126,10 +127,9 @@ def _roll(reads: str) -> Any:
                     acc[place : place + tile.vectors] = [bias] * tile.vectors
                 exists = builder.icmp_unsigned("<", builder.add(top_, int64(row)), end_)
                 met = [(turn.sum(output), tap) for output, tap in turn.meetings(row)]
-                at = v.at(x_, builder.mul(down, int64(row)))
-                fetch(v, tile, at)
+                fetch(v, ahead_, int(spec.piece), row)
                 with where(builder, exists, acc) as changed:
-                    _add_row(tile, inputs, taps, at, met, changed)
+                    _add_row(tile, inputs, taps, v.at(x_, builder.mul(down, int64(row))), met, changed)
                 for output in turn.finished(row):
                     there = builder.icmp_unsigned("<", builder.add(first_, int64(output)), rows_)
                     with builder.if_then(there, likely=True):
@@ -138,7 +138,7 @@ def _roll(reads: str) -> Any:
                             store.write([total], out_, other_, output, vector)
             return context.make_tuple(builder, sums, acc)
 
-        return sums(task, sums, held, x, out, other, top, first, rows, end, q), generate
+        return sums(task, sums, held, x, out, other, top, first, rows, end, q, ahead), generate
 
     return roll
 
@@ -190,12 +190,23 @@ def _strip(reads: str) -> Any:
 
     @inlined
     def strip(
-        task: Any, weight: Any, bias: Any, x: Any, out: Any, other: Any, top: Any, rows: Any, end: Any, q: Any
+        task: Any,
+        weight: Any,
+        bias: Any,
+        x: Any,
+        out: Any,
+        other: Any,
+        top: Any,
+        rows: Any,
+        end: Any,
+        q: Any,
+        ahead: Any,
     ) -> None:
         """Write ``rows`` results of each column of a vector at ``q`` to ``out``; the first one reads row ``top``."""
         held, sums = hold(task, weight, bias, q), begin(task)
         for p in range(0, rows + task.late, task.rows):
-            sums = roll(task, sums, held, x, out, other, top, p, rows, end, q)
+            sums = roll(task, sums, held, x, out, other, top, p, rows, end, q, ahead)
+            ahead += task.turn * task.piece
             top += task.turn
             x += task.turn * task.width * task.source_size
             out += task.rows * task.tile_pitch * task.out_size
@@ -224,6 +235,8 @@ def _rolled(task: Any, item: Any) -> None:
         source = plane // task.spread * task.height
         o = task.out + (plane * task.out_plane + p0 * task.tile_pitch) * task.out_size
         y = task.other + (plane * task.out_plane + p0 * task.tile_pitch) * task.other_size
+        done = top + rows * task.row_step if block < task.blocks - 1 else task.height
+        ahead = task.source + (source + done) * task.width * task.source_size if task.piece else 0
         shift = task.out // task.out_size % task.tile_columns if task.streams else 0
         for q in range(-shift, task.out_w, task.tile_columns):
             left = q * task.column_step - task.low_w
@@ -236,11 +249,12 @@ def _rolled(task: Any, item: Any) -> None:
             x = task.source + ((source + top) * task.width + left) * task.source_size
             oq, yq = o + q * task.out_size, y + q * task.other_size
             if inside:
-                strip_inside(task, weight, bias, x, oq, yq, top, rows, end, q)
+                strip_inside(task, weight, bias, x, oq, yq, top, rows, end, q, ahead)
             elif array:
-                strip_array(task, weight, bias, x, oq, yq, top, rows, end, q)
+                strip_array(task, weight, bias, x, oq, yq, top, rows, end, q, ahead)
             else:
-                strip_lanes(task, weight, bias, x, oq, yq, top, rows, end, q)
+                strip_lanes(task, weight, bias, x, oq, yq, top, rows, end, q, ahead)
+            ahead += rows * task.row_step * task.piece
         unit += 1
         block += 1
         if block == task.blocks:

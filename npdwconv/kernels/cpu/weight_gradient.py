@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdwconv.geometry import Axis, ConvGeometry
+from npdwconv.kernels.cpu import caches
 from npdwconv.kernels.cpu.arrays import deliver, plain, room_for, target
 from npdwconv.kernels.cpu.columns import columns_read, written
 from npdwconv.kernels.cpu.engine import Kernel, Launch
@@ -206,6 +207,7 @@ def _plan_rolled(job: _Job) -> _Plan:
     group = -(-job.channels // items_of(job.work()))
     groups = -(-job.channels // group)
     alive = -(-h.kernel // h.stride)
+    fetches = caches.fetched(job.nbytes())
     taps = [[[(tap, tap) for tap in range(axis.kernel)]] for axis in (h, w)]
     fixed: dict[str, Fixed] = {
         "dtype": job.dtype,
@@ -228,6 +230,8 @@ def _plan_rolled(job: _Job) -> _Plan:
         "row_step": h.stride,
         "column_step": w.stride,
         "turn": alive * h.stride,
+        "piece": job.lanes * w.stride * x_size if fetches else 0,
+        "z_piece": job.lanes * z_size if fetches else 0,
         "deep": h.kernel,
         "reach": columns_read(job.lanes, w.stride, taps[1]),
     }

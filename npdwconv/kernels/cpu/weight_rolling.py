@@ -13,6 +13,7 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
+from npdwconv.kernels.cpu.column_tiles import fetch
 from npdwconv.kernels.cpu.columns import Tile, field_or_fixed, where
 from npdwconv.kernels.cpu.engine import Kernel, inlined
 from npdwconv.kernels.cpu.rolling import Turn, columns_under
@@ -84,20 +85,34 @@ class _Turned:
 def _roll(reads: str, *, steady: bool) -> Any:
     @intrinsic
     def roll(
-        typing: Any, task: Any, held: Any, x: Any, z: Any, top: Any, first: Any, rows: Any, end: Any, q: Any
+        typing: Any,
+        task: Any,
+        held: Any,
+        x: Any,
+        z: Any,
+        top: Any,
+        first: Any,
+        rows: Any,
+        end: Any,
+        q: Any,
+        x_ahead: Any,
+        z_ahead: Any,
     ) -> Any:
         """Add what a turn's rows of x give, from ``top`` at ``x`` on; ``first`` is the row of z at ``z``.
 
-        Of z ``rows`` rows exist, of x those from 0 to ``end``; ``steady`` where all that meet do.
+        Of z ``rows`` rows exist, of x those from 0 to ``end``; ``steady`` where all that meet do. Meanwhile what is at
+        ``x_ahead`` and ``z_ahead`` is fetched.
         """
         spec = task.spec
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            task_, held_, x_, z_, top_, first_, rows_, end_, q_ = arguments
+            task_, held_, x_, z_, top_, first_, rows_, end_, q_, x_ahead_, z_ahead_ = arguments
             code = _Turned(builder, spec, task_, q_, reads)
             acc = [builder.extract_value(held_, i) for i in range(held.count)]
             for row in range(code.turn.rows):
+                fetch(code.v, x_ahead_, int(spec.piece), row)
                 for output in code.turn.begun(row):
+                    fetch(code.v, z_ahead_, int(spec.z_piece), output)
                     exists = builder.icmp_unsigned("<", builder.add(first_, int64(output)), rows_)
                     with nullcontext(acc) if steady else where(builder, exists, acc) as changed:
                         code.hold(z_, output, changed, code.turn.sum(output))
@@ -110,7 +125,7 @@ def _roll(reads: str, *, steady: bool) -> Any:
                             code.add(inputs, code.turn.sum(output), tap_row, both)
             return context.make_tuple(builder, held, acc)
 
-        return held(task, held, x, z, top, first, rows, end, q), generate
+        return held(task, held, x, z, top, first, rows, end, q, x_ahead, z_ahead), generate
 
     return roll
 
@@ -119,16 +134,20 @@ def _strip(reads: str) -> Any:
     steady, edge = _roll(reads, steady=True), _roll(reads, steady=False)
 
     @inlined
-    def strip(task: Any, held: Any, x: Any, z: Any, top: Any, rows: Any, end: Any, q: Any) -> Any:
+    def strip(
+        task: Any, held: Any, x: Any, z: Any, top: Any, rows: Any, end: Any, q: Any, x_ahead: Any, z_ahead: Any
+    ) -> Any:
         """Add what a vector of columns gives: ``rows`` rows of z, whose first meets row ``top`` of x first."""
         for p in range(0, rows + task.late, task.rows):
             if p >= task.late and p + task.rows <= rows and top >= 0 and top + task.turn <= end:
-                held = steady(task, held, x, z, top, p, rows, end, q)
+                held = steady(task, held, x, z, top, p, rows, end, q, x_ahead, z_ahead)
             else:
-                held = edge(task, held, x, z, top, p, rows, end, q)
+                held = edge(task, held, x, z, top, p, rows, end, q, x_ahead, z_ahead)
             top += task.turn
             x += task.turn * task.width * task.source_size
             z += task.rows * task.out_w * task.z_size
+            x_ahead += task.turn * task.piece
+            z_ahead += task.rows * task.z_piece
         return held
 
     return strip
@@ -155,15 +174,24 @@ def total(typing: Any, task: Any, held: Any, place: Any, pitch: Any) -> Any:
 
 
 @inlined
+def _planes(task: Any, channel: Any, unit: Any) -> Any:
+    """The rows of z and of x, counted from their beginnings, at which a unit's planes begin."""
+    image = unit // task.blocks
+    z_plane = image * task.z_channels + channel // task.z_each
+    return z_plane * task.out_h, (image * task.x_channels + channel // task.x_each) * task.height
+
+
+@inlined
 def _add_block(task: Any, held: Any, channel: Any, unit: Any) -> Any:
     """Add what a block of rows of a channel's planes gives, a vector of columns after another."""
-    image = unit // task.blocks
-    p0 = unit % task.blocks * task.block_h
+    p0, p1 = unit % task.blocks * task.block_h, (unit + 1) % task.blocks * task.block_h
     rows = min(task.block_h, task.out_h - p0)
     top = p0 * task.row_step - task.low_h
     end = min(top + (rows - 1) * task.row_step + task.deep, task.height)
-    z_row = (image * task.z_channels + channel // task.z_each) * task.out_h + p0
-    x_row = (image * task.x_channels + channel // task.x_each) * task.height
+    z_row, x_row = _planes(task, channel, unit)
+    z_next, x_next = _planes(task, channel, unit + 1)
+    z_ahead = task.z + (z_next + p1) * task.out_w * task.z_size if task.z_piece else 0
+    x_ahead = task.x + (x_next + p1 * task.row_step) * task.width * task.source_size if task.piece else 0
     for q in range(0, task.out_w, task.lanes):
         left = q * task.column_step - task.low_w
         inside = left >= 0 and left + task.reach <= task.width and q + task.lanes <= task.out_w
@@ -171,13 +199,15 @@ def _add_block(task: Any, held: Any, channel: Any, unit: Any) -> Any:
         ends = (x_row + end - 1) * task.width + left + task.reach
         array = task.merges and begins >= 0 and ends <= task.x_end
         x = task.x + ((x_row + top) * task.width + left) * task.source_size
-        z = task.z + (z_row * task.out_w + q) * task.z_size
+        z = task.z + ((z_row + p0) * task.out_w + q) * task.z_size
         if inside:
-            held = strip_inside(task, held, x, z, top, rows, end, q)
+            held = strip_inside(task, held, x, z, top, rows, end, q, x_ahead, z_ahead)
         elif array:
-            held = strip_array(task, held, x, z, top, rows, end, q)
+            held = strip_array(task, held, x, z, top, rows, end, q, x_ahead, z_ahead)
         else:
-            held = strip_lanes(task, held, x, z, top, rows, end, q)
+            held = strip_lanes(task, held, x, z, top, rows, end, q, x_ahead, z_ahead)
+        x_ahead += rows * task.row_step * task.piece
+        z_ahead += rows * task.z_piece
     return held
 
 
