@@ -13,6 +13,7 @@ pytest.importorskip("numba")
 
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.geometry import conv_geometry
+from npdwconv.kernels.cpu import caches, weight_gradient
 from npdwconv.kernels.cpu.epilogue import bias_bwd
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.weight_gradient import correlate
@@ -126,6 +127,21 @@ TRANSPOSED = [(case, layout) for case, layout in PAIRS if case.multiplier in (2,
 def test_small_integers_give_the_same_bits(case, layout):
     ours, theirs = gradients(case, layout)
     np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_fetching_ahead_changes_nothing(monkeypatch, stride):
+    """Blocks and images that come next are only asked for; past the last one there is nothing."""
+    monkeypatch.setattr(caches, "FAR", 0)
+    monkeypatch.setattr(weight_gradient, "NEAR", 1)  # blocks of few rows
+    weight_gradient._plan.cache_clear()
+    case = Case((stride * 21, stride * 2 * LANES), (3, 3), stride=stride, batch=2)
+    z, x, g = arrays(case, "channels_first")
+    plan = weight_gradient._plan(z.shape, x.shape, (z.dtype,) * 3, g.axes, "channels_first")
+    assert plan.sum_chunks.spec.piece > 0
+    ours, theirs = gradients(case, "channels_first")
+    np.testing.assert_array_equal(ours, theirs)
+    weight_gradient._plan.cache_clear()
 
 
 @pytest.mark.parametrize(("case", "layout"), TRANSPOSED, ids=str)
@@ -250,6 +266,7 @@ GUARDED = """
 import ctypes, mmap, sys
 import numpy as np
 from npdwconv.geometry import conv_geometry
+from npdwconv.kernels.cpu import caches, weight_gradient
 from npdwconv.kernels.cpu.epilogue import bias_bwd
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.weight_gradient import correlate

@@ -14,7 +14,7 @@ FAR = 3 << 23  # bytes of source and results that come from memory and go there;
 def fetched(nbytes: int) -> bool:
     """Whether so many bytes of all operands are more than caches hold for sure, and had better be fetched ahead.
 
-    From some 6 MB on it was up to 2.6 times as fast, of what a cache of 32 MB would hold if others left it alone.
+    From some 6 MB on it was up to twice as fast, though a cache of 32 MB would hold them if others left it alone.
     """
     return nbytes >= FAR // 4
 
