@@ -91,7 +91,7 @@ def test_past_the_caches(monkeypatch, width, streams, kernel, stride):
     case = Case(geometry((31, width), kernel, stride))
     call = planes.Call(case.x.shape, case.weight.shape, case.z.shape, (*[np.dtype(np.float32)] * 4, None), "")
     (launch,) = channels_first.launches(call, phases.forward(case.g))
-    assert (launch.spec.streams, launch.spec.ahead > 0) == (streams, True)
+    assert (launch.spec.streams, launch.spec.piece > 0) == (streams, True)
     wanted, bytes_around = case.expected(), 4 * LANES
     for offset in (0, 4, 3 * LANES, 1):
         raw = np.full(wanted.nbytes + 4 * bytes_around, 77, np.uint8)
