@@ -145,7 +145,7 @@ def main(which: str, kinds: str, *, turns: bool = False) -> None:
 
     for layout in ("channels_first", "channels_last") if "integers" in kinds else ():
         call_network(layout)
-    core = (*situations.CORE, situations.BY_NAME["k13-covers"])
+    core = (*situations.CORE, *(situations.BY_NAME[name] for name in ("k13-covers", "multiplier-3")))
     chosen = {"core": core, "all": (*situations.CORE, *situations.MORE, *situations.SWEPT)}[which]
     for kind in kinds.split(","):
         for turn, s in enumerate(chosen):

@@ -150,7 +150,7 @@ class _Tile:
         if self.spec.turned:
             return v.load(address)
         if each == 1:
-            return v.load(address, stored, v.between(int64(0), self.left) if self.spec.tail else None)
+            return v.load(address, stored, self._counted())
         if each <= v.lanes:
             few = int64(v.lanes // each)
             if self.spec.tail:
@@ -164,6 +164,14 @@ class _Tile:
         other = v.at(address, b.select(further, int64(STORED[stored][1]), int64(0)))
         pair = (v.splat(v.load_scalar(place, stored)) for place in (address, other))
         return b.select(v.between(int64(0), beyond), *pair)
+
+    def _counted(self) -> Value | None:
+        """The lanes whose channels exist and count: as many as whole shares fill; None where all do."""
+        v, each = self.v, max(int(self.spec.z_each), int(self.spec.x_each))
+        used = v.lanes if each > v.lanes else v.lanes // each * each
+        if self.spec.tail:
+            return v.between(int64(0), least(self.builder, self.left, int64(used)))
+        return v.between(int64(0), int64(used)) if used < v.lanes else None
 
     def sweep(self, acc: list[Value], lines: int, pixels: int, rows: list[tuple[int, Pairs]]) -> list[Value]:
         """Add what these rows of x give, a column at a time."""
