@@ -266,7 +266,6 @@ GUARDED = """
 import ctypes, mmap, sys
 import numpy as np
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import caches, weight_gradient
 from npdwconv.kernels.cpu.epilogue import bias_bwd
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.weight_gradient import correlate

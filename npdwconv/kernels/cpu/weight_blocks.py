@@ -35,6 +35,11 @@ class Blocks(NamedTuple):
     rolling: bool
 
 
+def lanes_used(lanes: int, each: int) -> int:
+    """Lanes of a vector of channels that count where ``each`` of them share an operand: whole shares, if one fits."""
+    return lanes if each > lanes else lanes // each * each
+
+
 def tile_of(h: Axis, w: Axis, *, narrow: bool) -> Tile:
     """The largest tile whose sums, with the pixels and the column of x that meet them, stay in registers."""
     columns = 1 if narrow else -(-w.kernel // -(-w.kernel // WIDE))

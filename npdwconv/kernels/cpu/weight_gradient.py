@@ -26,7 +26,7 @@ from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.planes import FEW, NEAR, items_of
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
-from npdwconv.kernels.cpu.weight_blocks import SCRATCH, Tile, cheapest, is_dense, tile_of
+from npdwconv.kernels.cpu.weight_blocks import SCRATCH, Tile, cheapest, is_dense, lanes_used, tile_of
 from npdwconv.kernels.cpu.weight_kernels import collect, rows, turned
 from npdwconv.kernels.cpu.weight_rolling import rolled
 from npdwconv.layouts import Array, split_shape
@@ -125,7 +125,7 @@ def _plan_direct(job: _Job) -> _Plan:
     """Channels last: z and x are read where they are."""
     _, h, w = job.axes
     each = max(_shares(job))
-    used = job.lanes if each > job.lanes else job.lanes // each * each
+    used = lanes_used(job.lanes, each)
     vectors = -(-job.channels // used)
     group = min(LARGE_GROUP if job.nbytes() > LARGE else GROUP, vectors)
     groups = -(-vectors // group)

@@ -18,6 +18,7 @@ from npdwconv.kernels.cpu.pixels import meetings
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 from npdwconv.kernels.cpu.vectors import VectorType
+from npdwconv.kernels.cpu.weight_blocks import lanes_used
 
 UniTuple: Any = types.UniTuple  # untyped in numba
 Pairs = list[tuple[int, int]]
@@ -167,8 +168,8 @@ class _Tile:
 
     def _counted(self) -> Value | None:
         """The lanes whose channels exist and count: as many as whole shares fill; None where all do."""
-        v, each = self.v, max(int(self.spec.z_each), int(self.spec.x_each))
-        used = v.lanes if each > v.lanes else v.lanes // each * each
+        v = self.v
+        used = lanes_used(v.lanes, max(int(self.spec.z_each), int(self.spec.x_each)))
         if self.spec.tail:
             return v.between(int64(0), least(self.builder, self.left, int64(used)))
         return v.between(int64(0), int64(used)) if used < v.lanes else None
