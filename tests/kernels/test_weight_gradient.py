@@ -66,6 +66,7 @@ CASES = [
     Case((40, 61), (3, 3), batch=1),
     Case((15, 16), (3, 3), stride=2),
     Case((33, 47), (3, 3), stride=2, padding=(0, 1)),
+    Case((5, 28 * LANES + 3), (3, 3), stride=2, batch=1, channels=(0, 3)),
     Case((8, 9), (5, 5)),
     Case((14, 15), (7, 7)),
     Case((7, 4), (7, 7)),
@@ -129,13 +130,39 @@ def test_small_integers_give_the_same_bits(case, layout):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        (Case((7, 7), (3, 3), channels=(8, 0)), "float32"),
+        (Case((7, 7), (3, 3), channels=(9, 3), batch=3), "float16"),
+        (Case((2, 3), (3, 3), channels=(8, 1), padding=(2, 2)), "float32"),
+        (Case((9, 11), (3, 3), stride=2, channels=(9, 3), padding=(0, 1)), "float32"),
+        (Case((7, 9), (5, 5), channels=(8, 1)), "float32"),
+        (Case((7, 4), (7, 7), channels=(8, 1)), "float32"),
+        (Case((6, 9), (2, 13), channels=(8, 1), padding=(1, 6)), "float32"),
+        (Case((9, 8), (3, 3), channels=(4, 1), multiplier=2), "float32"),
+        (Case((9, 8), (3, 3), channels=(3, 0), multiplier=3), "float32"),
+    ],
+    ids=str,
+)
+def test_images_laid_out(case, dtype):
+    """Small images of many channels in channels_last, which are laid out group by group, the last of them smaller."""
+    dtypes = ("float32", dtype, "float32")
+    z, x, g = arrays(case, "channels_last", dtypes[:2])
+    plan = weight_gradient._plan(z.shape, x.shape, (z.dtype, x.dtype, z.dtype), g.axes, "channels_last")
+    assert plan.sum_chunks.spec.laid
+    assert plan.sum_chunks.spec.group > 1
+    ours, theirs = gradients(case, "channels_last", dtypes)
+    np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_fetching_ahead_changes_nothing(monkeypatch, stride):
     """Blocks and images that come next are only asked for; past the last one there is nothing."""
     monkeypatch.setattr(caches, "FAR", 0)
     monkeypatch.setattr(weight_gradient, "NEAR", 1)  # blocks of few rows
     weight_gradient._plan.cache_clear()
-    case = Case((stride * 21, stride * 2 * LANES), (3, 3), stride=stride, batch=2)
+    case = Case((stride * 21, stride * stride * 7 * LANES), (3, 3), stride=stride, batch=2)
     z, x, g = arrays(case, "channels_first")
     plan = weight_gradient._plan(z.shape, x.shape, (z.dtype,) * 3, g.axes, "channels_first")
     assert plan.sum_chunks.spec.piece > 0
@@ -188,7 +215,14 @@ def test_dtypes_on_small_integers(dtypes, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
-    "case", [Case((9, 15), (3, 3), batch=3), Case((40, 61), (3, 3)), Case((14, 15), (7, 7))], ids=str
+    "case",
+    [
+        Case((9, 15), (3, 3), batch=3),
+        Case((9, 15), (3, 3), channels=(9, 1)),
+        Case((40, 61), (3, 3)),
+        Case((14, 15), (7, 7)),
+    ],
+    ids=str,
 )
 def test_bits_do_not_depend_on_threads(case, layout):
     z, x, g = arrays(case, layout, whole=False)
@@ -208,7 +242,13 @@ def test_bits_do_not_depend_on_threads(case, layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "case",
-    [Case((7, 9), (3, 3)), Case((7, 9), (5, 5)), Case((13, 12), (3, 3), dilation=2), Case((15, 16), (3, 3), stride=2)],
+    [
+        Case((7, 9), (3, 3)),
+        Case((7, 9), (3, 3), channels=(8, 1)),
+        Case((7, 9), (5, 5)),
+        Case((13, 12), (3, 3), dilation=2),
+        Case((15, 16), (3, 3), stride=2),
+    ],
     ids=str,
 )
 def test_padding_reads_nothing(case, layout):
@@ -289,7 +329,7 @@ lanes = machine().lanes(4)
 for layout in ("channels_last", "channels_first"):
     for size, kernel, stride in (((7, 7), 3, 1), ((9, 15), 3, 1), ((2, 3), 3, 1), ((15, 16), 3, 2), ((8, 9), 5, 1)):
         g = conv_geometry(size, (kernel,) * 2, (stride,) * 2, (1, 1), ((kernel // 2,) * 2,) * 2)
-        for channels in (lanes - 1, lanes, lanes + 1):
+        for channels in (lanes - 1, lanes, lanes + 1, 8 * lanes + 1):
             for at_end in (False, True):
                 z, x = (guarded(shape_of(layout, 2, channels, extent), at_end) for extent in (g.out, g.size))
                 weight, bias = guarded((channels, kernel, kernel), at_end), guarded((channels,), at_end)

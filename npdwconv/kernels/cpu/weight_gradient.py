@@ -3,9 +3,11 @@
 ``grad_w[k,t] = Σ_n,o z[n,k,o]·x[n,c,o·stride + t·dilation − low]``: one sum for every channel and tap.
 
 A lane is a channel in both layouts. Where channels come first, blocks of planes are turned on the way (`weight_planes`)
-into a scratch that stays in the nearest cache; but for few taps and wide planes a lane is a column (`weight_rolling`).
-Work is cut into chunks of rows by the shape alone; each has partial
-sums of its own, which a second launch adds in order: no bit depends on the number of threads.
+into a scratch that stays in the nearest caches; but for few taps and wide planes a lane is a column (`weight_rolling`).
+Where they come last, small images are laid out in the scratch, too, larger ones are read where they are.
+
+Work is cut into chunks of rows by the shape alone; each has partial sums of its own, which a second launch adds in
+order: no bit depends on the number of threads.
 """
 
 from __future__ import annotations
@@ -26,13 +28,24 @@ from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.planes import FEW, NEAR, items_of
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
-from npdwconv.kernels.cpu.weight_blocks import SCRATCH, Tile, cheapest, is_dense, lanes_used, tile_of
-from npdwconv.kernels.cpu.weight_kernels import collect, rows, turned
+from npdwconv.kernels.cpu.weight_blocks import (
+    LAID,
+    SCRATCH,
+    Tile,
+    cheapest,
+    is_dense,
+    laid_together,
+    lanes_used,
+    space,
+    tile_of,
+)
+from npdwconv.kernels.cpu.weight_kernels import collect, laid, rows
 from npdwconv.kernels.cpu.weight_rolling import rolled
 from npdwconv.layouts import Array, split_shape
 
 GROUP, LARGE_GROUP = 4, 16  # vectors of channels, neighbours in memory, that an item walks together
 LARGE = 4_000_000  # bytes of z and x above which they come from far away, and longer runs come faster
+WIDE = 7  # vectors of a row from which on rolling is faster than turning, if lanes that do not count cost something
 ITEMS = 8  # that a launch aims at: enough for any number of threads worth having
 
 
@@ -117,15 +130,17 @@ def _plan(
     missing = (Axis(1, 1, 1, 1, 1, 0, 0),) * (3 - len(axes))
     job = _Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))
     if layout == "channels_last":
-        return _plan_direct(job)
-    return _plan_rolled(job) if _rolls(job) else _plan_turned(job)
+        _, h, w = job.axes
+        vectors = -(-job.channels // _used(job)) if job.axes[0].kernel == 1 else 0
+        group = laid_together(h, w, job.lanes, job.lanes * job.size, vectors, -(-ITEMS // max(job.batch, 1)))
+        return _plan_laid(job, group) if group else _plan_direct(job)
+    return _plan_rolled(job) if _rolls(job) else _plan_laid(job, 0)
 
 
 def _plan_direct(job: _Job) -> _Plan:
     """Channels last: z and x are read where they are."""
     _, h, w = job.axes
-    each = max(_shares(job))
-    used = lanes_used(job.lanes, each)
+    used = _used(job)
     vectors = -(-job.channels // used)
     group = min(LARGE_GROUP if job.nbytes() > LARGE else GROUP, vectors)
     groups = -(-vectors // group)
@@ -147,23 +162,28 @@ def _plan_direct(job: _Job) -> _Plan:
         "x_image": job.axes[0].size * h.size * x_row,
     }
     tile = tile_of(h, w, narrow=False)
-    return _launches(job, rows, tile, {"turned": False, "tail": job.channels < used}, numbers, used, groups, chunks)
+    return _launches(job, rows, tile, {"laid": False, "tail": job.channels < used}, numbers, used, groups, chunks)
 
 
-def _plan_turned(job: _Job) -> _Plan:
-    """Channels first: blocks of planes are turned."""
+def _plan_laid(job: _Job, group: int) -> _Plan:
+    """Blocks of ``group`` vectors of channels are laid out; 0 where channels come first, and planes are turned."""
     d, h, w = job.axes
+    turned, vector = not group, job.lanes * job.size
+    used, room = (job.lanes, SCRATCH) if turned else (_used(job), LAID // vector // group)
     tile = tile_of(h, w, narrow=min((w.kernel - 1) * w.dilation, w.size) > SCRATCH // 4)
-    cover = cheapest(h, w, tile, job.lanes)
+    cover = cheapest(h, w, tile, job.lanes, room)
     if cover.tap_rows < h.kernel:
         tile = tile._replace(lines=1)
-    vectors, blocks = -(-job.channels // job.lanes), -(-h.out // cover.height)
-    units = job.batch * d.out * blocks
-    block, chunks = _chunks(units, vectors)
-    (z_size, x_size), vector = job.sizes(), job.lanes * job.size
-    space = cover.height * cover.width + job.lanes
+    group, vectors, blocks = max(group, 1), -(-job.channels // used), -(-h.out // cover.height)
+    groups, units = -(-vectors // group), job.batch * d.out * blocks
+    block, chunks = _chunks(units, groups)
+    (z_size, x_size), z_space = job.sizes(), cover.height * cover.width + job.lanes
+    steps = {"z_step": z_size * (1 if turned else job.z_channels), "x_step": x_size * (1 if turned else job.x_channels)}
     numbers = {
         "final": job.channels - 1,
+        "groups": groups,
+        "whole": 0 if max(_shares(job)) > 1 else job.channels // job.lanes,
+        "space": space(z_space, cover.vectors - cover.height * cover.width, vector) * vector,
         "block": block,
         "units": units,
         "image_units": d.out * blocks,
@@ -172,7 +192,7 @@ def _plan_turned(job: _Job) -> _Plan:
         "block_w": cover.width,
         "tap_rows": cover.tap_rows,
         "tap_columns": cover.tap_columns,
-        "z_space": space,
+        "z_space": z_space,
         "rolling": int(cover.rolling and d.kernel == 1),
         "x_whole": int(cover.x_width == w.size),
         "z_pixel": vector,
@@ -183,18 +203,21 @@ def _plan_turned(job: _Job) -> _Plan:
         "z_channel": d.out * h.out * w.out * z_size,
         "z_image": job.z_channels * d.out * h.out * w.out * z_size,
         "x_channel": d.size * h.size * w.size * x_size,
-        "x_plane": h.size * w.size * x_size,
+        "x_plane": h.size * w.size * steps["x_step"],
         "x_image": job.x_channels * d.size * h.size * w.size * x_size,
+        **({} if turned else steps),
     }
-    fixed = {"turned": True, "tail": False, "scratch": SCRATCH + 2 * job.lanes}
-    return _launches(job, turned, tile, fixed, numbers, job.lanes, vectors, chunks)
+    scratch = SCRATCH + 2 * job.lanes if turned else LAID // vector
+    fixed = {"laid": True, "turned": turned, "group": group, "tail": False, "scratch": scratch}
+    return _launches(job, laid, tile, fixed | (steps if turned else {}), numbers, used, groups, chunks)
 
 
 def _rolls(job: _Job) -> bool:
     """Whether planes are wide, and taps so few that all of their sums stay in registers."""
     d, h, w = job.axes
     few = d.kernel == d.size == 1 and 1 < h.kernel * w.kernel <= 9 and h.kernel > 1
-    return few and is_dense(h, w) and h.stride == w.stride and w.out >= job.lanes
+    wide = job.lanes if machine().masks else WIDE * job.lanes * w.stride
+    return few and is_dense(h, w) and h.stride == w.stride and w.out >= wide
 
 
 def _plan_rolled(job: _Job) -> _Plan:
@@ -264,6 +287,11 @@ def _plan_rolled(job: _Job) -> _Plan:
 def _shares(job: _Job) -> tuple[int, int]:
     """Channels of the weight for each channel of z and of x."""
     return job.channels // job.z_channels, job.channels // job.x_channels
+
+
+def _used(job: _Job) -> int:
+    """Lanes that count of a vector of channels in channels_last."""
+    return lanes_used(job.lanes, max(_shares(job)))
 
 
 def _chunks(units: int, across: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
-"""Kernels of the weight gradient: rows where channels come last, turned planes where they come first, and their sum.
+"""Kernels of the weight gradient: rows where they are, blocks that are laid out in a scratch, and their sum.
 
-A lane is a channel in both. Every item has sums of its own, a vector a tap, in a workspace; `collect` adds the chunks'.
+A lane is a channel in all of them. Every item has sums of its own, a vector a tap, in a workspace; `collect` adds those
+of the chunks.
 """
 
 from __future__ import annotations
@@ -13,56 +14,66 @@ from npdwconv.kernels.cpu.engine import Kernel, compiled, inlined
 
 
 @compiled
-def _walk(
-    task: Any, place: Any, z: Any, x: Any, top: Any, taps: Any, several: Any, columns: Any, pixels: Any, left: Any
-) -> None:
-    """One row of z, or ``task.lines`` of them, against the taps of ranges ``taps`` and ``columns``: q in ``pixels``."""
+def _walk(task: Any, place: Any, z: Any, x: Any, ps: Any, qs: Any, rs: Any, ss: Any, left: Any) -> None:
+    """The pixels of rows ``ps`` and columns ``qs`` of z, from ``z`` on, against the taps of ranges ``rs`` and ``ss``.
+
+    ``x`` is where row 0 is, ``z`` the first of the rows. A block of taps keeps its sums over all of the rows.
+    """
     vector = task.lanes * task.size
-    for r in range(taps[0], taps[1], task.rows):
+    for r in range(rs[0], rs[1], task.rows):
         base = min(r, task.kernel_h - task.rows)
-        low = r - base
-        high = min(low + task.rows, taps[1] - base)
-        row = x + (top + base * task.dilation_h) * task.x_row
-        for s in range(columns[0], columns[1], task.columns):
+        for s in range(ss[0], ss[1], task.columns):
             at = place + (base * task.row_sums + s) * vector
             shift = s * task.dilation_w - task.low_w
             reach = shift + (task.columns - 1) * task.dilation_w
-            q = max((max(-reach, 0) + task.stride_w - 1) // task.stride_w, pixels[0])
-            end = min((task.width - 1 - shift) // task.stride_w + 1, pixels[1])
+            first = max((max(-reach, 0) + task.stride_w - 1) // task.stride_w, qs[0])
+            end = min((task.width - 1 - shift) // task.stride_w + 1, qs[1])
             sums = tiles.load_sums(task, at)
-            if several:
-                while q + task.pixels <= end:
-                    j = q * task.stride_w + shift
-                    zq, xj = z + q * task.z_pixel, row + j * task.x_pixel
-                    sums = tiles.tile_lines(task, sums, zq, xj, j, low, high, left)
-                    q += task.pixels
-                while q < end:
-                    j = q * task.stride_w + shift
-                    zq, xj = z + q * task.z_pixel, row + j * task.x_pixel
-                    sums = tiles.pixel_lines(task, sums, zq, xj, j, low, high, left)
-                    q += 1
-            elif high - low == task.rows:
-                while q + task.pixels <= end:
-                    j = q * task.stride_w + shift
-                    zq, xj = z + q * task.z_pixel, row + j * task.x_pixel
-                    sums = tiles.tile_full(task, sums, zq, xj, j, low, high, left)
-                    q += task.pixels
-                while q < end:
-                    j = q * task.stride_w + shift
-                    zq, xj = z + q * task.z_pixel, row + j * task.x_pixel
-                    sums = tiles.pixel_full(task, sums, zq, xj, j, low, high, left)
-                    q += 1
-            else:
-                while q + task.pixels <= end:
-                    j = q * task.stride_w + shift
-                    zq, xj = z + q * task.z_pixel, row + j * task.x_pixel
-                    sums = tiles.tile_clipped(task, sums, zq, xj, j, low, high, left)
-                    q += task.pixels
-                while q < end:
-                    j = q * task.stride_w + shift
-                    zq, xj = z + q * task.z_pixel, row + j * task.x_pixel
-                    sums = tiles.pixel_clipped(task, sums, zq, xj, j, low, high, left)
-                    q += 1
+            p, zp = ps[0], z
+            while p < ps[1]:
+                top = p * task.stride_h - task.low_h
+                row = x + (top + base * task.dilation_h) * task.x_row
+                q = first
+                if _several(task, top, p, ps[1]):
+                    while q + task.pixels <= end:
+                        j = q * task.stride_w + shift
+                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
+                        sums = tiles.tile_lines(task, sums, zq, xj, j, 0, 0, left)
+                        q += task.pixels
+                    while q < end:
+                        j = q * task.stride_w + shift
+                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
+                        sums = tiles.pixel_lines(task, sums, zq, xj, j, 0, 0, left)
+                        q += 1
+                    p += task.lines
+                    zp += task.lines * task.z_line
+                    continue
+                taps = _reach(top, task.kernel_h, task.height, task.dilation_h)
+                low, high = max(r, taps[0]) - base, min(min(base + task.rows, rs[1]), taps[1]) - base
+                if high - low == task.rows:
+                    while q + task.pixels <= end:
+                        j = q * task.stride_w + shift
+                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
+                        sums = tiles.tile_full(task, sums, zq, xj, j, low, high, left)
+                        q += task.pixels
+                    while q < end:
+                        j = q * task.stride_w + shift
+                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
+                        sums = tiles.pixel_full(task, sums, zq, xj, j, low, high, left)
+                        q += 1
+                elif low < high:
+                    while q + task.pixels <= end:
+                        j = q * task.stride_w + shift
+                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
+                        sums = tiles.tile_clipped(task, sums, zq, xj, j, low, high, left)
+                        q += task.pixels
+                    while q < end:
+                        j = q * task.stride_w + shift
+                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
+                        sums = tiles.pixel_clipped(task, sums, zq, xj, j, low, high, left)
+                        q += 1
+                p += 1
+                zp += task.z_line
             tiles.store_sums(task, sums, at)
 
 
@@ -98,10 +109,9 @@ def _rows(task: Any, item: Any) -> None:
         front = o * task.stride_d - task.low_d
         top = p * task.stride_h - task.low_h
         depths = _reach(front, task.kernel_d, task.depth, task.dilation_d)
-        taps = _reach(top, task.kernel_h, task.height, task.dilation_h)
-        several = _several(task, top, p, min(task.out_h, p + end - line))
+        ps = (p, p + (task.lines if _several(task, top, p, min(task.out_h, p + end - line)) else 1))
         z = task.z + line * task.z_line
-        line += task.lines if several else 1
+        line += ps[1] - p
         for d in range(depths[0], depths[1]):
             x = task.x + n * task.x_image + (front + d * task.dilation_d) * task.x_plane
             for v in range(v0, v1):
@@ -109,42 +119,81 @@ def _rows(task: Any, item: Any) -> None:
                 place = start + ((v - v0) * task.sums + d * task.depth_sums) * vector
                 zc = z + c // task.z_each * task.z_size
                 xc = x + c // task.x_each * task.x_size
-                _walk(task, place, zc, xc, top, taps, several, (0, task.kernel_w), (0, task.out_w), task.channels - c)
+                _walk(
+                    task, place, zc, xc, ps, (0, task.out_w), (0, task.kernel_h), (0, task.kernel_w), task.channels - c
+                )
+
+
+def _layer(side: str) -> Any:
+    turn, turn_some, lay, lay_some = planes.sides[side]
+
+    @inlined
+    def copy(
+        task: Any, source: Any, v0: Any, count: Any, pixels: Any, step: Any, size: Any, each: Any, out: Any, pixel: Any
+    ) -> None:
+        """Lay out neighbouring pixels at ``source`` for ``count`` vectors of channels, each of them in its own block.
+
+        A pixel is ``step`` bytes behind the last, and a vector of it ``pixel`` bytes.
+        """
+        if task.turned:
+            c, full = min(v0 * task.used, task.last), pixels // task.lanes * task.lanes
+            for f in range(0, full, task.lanes):
+                turn(task, source + f * step, c, task.lanes, out + f * pixel)
+            if full < pixels:
+                turn_some(task, source + full * step, c, pixels - full, out + full * pixel)
+        elif v0 + task.group <= task.whole:
+            at = source + v0 * task.lanes * size
+            for to in range(out, out + pixels * pixel, pixel):
+                lay(task, at, to)
+                at += step
+        else:
+            for v in range(count):
+                c = min((v0 + v) * task.used, task.last)
+                at = source + c // each * size
+                for to in range(out + v * task.space, out + v * task.space + pixels * pixel, pixel):
+                    lay_some(task, at, to, task.channels - c)
+                    at += step
+
+    return copy
+
+
+_lay_z, _lay_x = _layer("z"), _layer("x")
 
 
 @inlined
-def _copy_z(task: Any, source: Any, c: Any, rows: Any, columns: Any, out: Any) -> None:
-    """Turn rows × columns of z's planes."""
+def _copy_z(task: Any, source: Any, v0: Any, count: Any, rows: Any, columns: Any, out: Any) -> None:
+    """Lay out rows × columns of z."""
     lines, length = (1, rows * columns) if columns == task.out_w else (rows, columns)
     for line in range(lines):
-        at = source + line * task.out_w * task.z_size
-        to = out + line * task.z_line
-        full = length // task.lanes * task.lanes
-        for f in range(0, full, task.lanes):
-            planes.z_full(task, at + f * task.z_size, c, task.lanes, to + f * task.z_pixel)
-        if full < length:
-            planes.z_some(task, at + full * task.z_size, c, length - full, to + full * task.z_pixel)
+        at, to = source + line * task.out_w * task.z_step, out + line * task.z_line
+        _lay_z(task, at, v0, count, length, task.z_step, task.z_size, task.z_each, to, task.z_pixel)
 
 
 @inlined
-def _copy_x(task: Any, source: Any, c: Any, rows: Any, columns: Any, out: Any) -> None:
-    """Turn rows × columns of x's planes."""
+def _copy_x(task: Any, source: Any, v0: Any, count: Any, rows: Any, columns: Any, out: Any) -> None:
+    """Lay out rows × columns of x."""
     lines, length = (1, rows * columns) if columns == task.width else (rows, columns)
     for line in range(lines):
-        at = source + line * task.width * task.x_size
-        to = out + line * task.x_row
-        full = length // task.lanes * task.lanes
-        for f in range(0, full, task.lanes):
-            planes.x_full(task, at + f * task.x_size, c, task.lanes, to + f * task.x_pixel)
-        if full < length:
-            planes.x_some(task, at + full * task.x_size, c, length - full, to + full * task.x_pixel)
+        at, to = source + line * task.width * task.x_step, out + line * task.x_row
+        _lay_x(task, at, v0, count, length, task.x_step, task.x_size, task.x_each, to, task.x_pixel)
 
 
 @inlined
 def _patch(
-    task: Any, c: Any, place: Any, x_at: Any, z_at: Any, ps: Any, qs: Any, rs: Any, ss: Any, scratch_x: Any, have: Any
+    task: Any,
+    v0: Any,
+    count: Any,
+    place: Any,
+    x_at: Any,
+    z_at: Any,
+    ps: Any,
+    qs: Any,
+    rs: Any,
+    ss: Any,
+    scratch_x: Any,
+    have: Any,
 ) -> Any:
-    """A block of z's pixels, turned already, against a block of taps: turn what they read of x, and walk.
+    """A block of z's pixels, laid out already, against a block of taps: lay out what they read of x, and walk.
 
     ``have`` is the range of rows of x that the scratch holds already; what it holds afterwards is returned.
     """
@@ -158,30 +207,28 @@ def _patch(
         j0, j1 = 0, task.width
     kept = max(min(have[1], i1) - i0, 0)
     moved = (i0 - have[0]) * task.x_row
-    for at in range(scratch_x, scratch_x + kept * task.x_row, task.x_pixel):
-        tiles.move(task, at, at + moved)
+    for v in range(count):
+        first = scratch_x + v * task.space
+        for at in range(first, first + kept * task.x_row, task.x_pixel):
+            tiles.move(task, at, at + moved)
     first = i0 + kept
-    _copy_x(task, x_at + (first * task.width + j0) * task.x_size, c, i1 - first, j1 - j0, scratch_x + kept * task.x_row)
-    x = scratch_x - i0 * task.x_row - j0 * task.x_pixel
-    p = ps[0]
-    while p < ps[1]:
-        top = p * task.stride_h - task.low_h
-        taps = _reach(top, task.kernel_h, task.height, task.dilation_h)
-        several = _several(task, top, p, ps[1])
-        z = z_at + (p - ps[0]) * task.z_line - qs[0] * task.z_pixel
-        _walk(task, place, z, x, top, (max(taps[0], rs[0]), min(taps[1], rs[1])), several, ss, qs, task.lanes)
-        p += task.lines if several else 1
+    source = x_at + (first * task.width + j0) * task.x_step
+    _copy_x(task, source, v0, count, i1 - first, j1 - j0, scratch_x + kept * task.x_row)
+    for v in range(count):
+        x = scratch_x + v * task.space - i0 * task.x_row - j0 * task.x_pixel
+        z = z_at + v * task.space - qs[0] * task.z_pixel
+        _walk(task, place + v * task.sums * task.x_pixel, z, x, ps, qs, rs, ss, task.lanes)
     return i0, i1
 
 
-def _planes(task: Any, item: Any) -> None:
-    """Channels first: a vector of channels over a chunk of blocks of rows."""
-    v = item % task.vectors
-    chunk = item // task.vectors
+def _blocks(task: Any, item: Any) -> None:
+    """A group of vectors of channels over a chunk of blocks of rows, which are laid out, and walked from there."""
+    v0 = item % task.groups * task.group
+    count = min(task.group, task.vectors - v0)
+    chunk = item // task.groups
     vector = task.lanes * task.size
-    c = min(v * task.used, task.last)
-    start = task.partial + item * task.sums * vector
-    for place in range(start, start + task.sums * vector, vector):
+    start = task.partial + (chunk * task.vectors + v0) * task.sums * vector
+    for place in range(start, start + count * task.sums * vector, vector):
         tiles.clear(task, place)
     z_at = planes.scratch(task)
     x_at = z_at + task.z_space * vector
@@ -197,8 +244,8 @@ def _planes(task: Any, item: Any) -> None:
         depths = _reach(front, task.kernel_d, task.depth, task.dilation_d)
         for q0 in range(0, task.out_w, task.block_w):
             qs = (q0, min(q0 + task.block_w, task.out_w))
-            z = task.z + n * task.z_image + ((o * task.out_h + p0) * task.out_w + q0) * task.z_size
-            _copy_z(task, z, c, ps[1] - p0, qs[1] - q0, z_at)
+            z = task.z + n * task.z_image + ((o * task.out_h + p0) * task.out_w + q0) * task.z_step
+            _copy_z(task, z, v0, count, ps[1] - p0, qs[1] - q0, z_at)
             for d in range(depths[0], depths[1]):
                 x = task.x + n * task.x_image + (front + d * task.dilation_d) * task.x_plane
                 place = start + d * task.depth_sums * vector
@@ -206,7 +253,7 @@ def _planes(task: Any, item: Any) -> None:
                     rs = (r, min(r + task.tap_rows, task.kernel_h))
                     for s in range(0, task.kernel_w, task.tap_columns):
                         ss = (s, min(s + task.tap_columns, task.row_sums))
-                        found = _patch(task, c, place, x, z_at, ps, qs, rs, ss, x_at, have)
+                        found = _patch(task, v0, count, place, x, z_at, ps, qs, rs, ss, x_at, have)
                         if task.rolling:
                             have = found
 
@@ -228,4 +275,4 @@ def _collect(task: Any, item: Any) -> None:
             out += min(task.lanes, task.run - s) * task.out_size
 
 
-rows, turned, collect = Kernel(_rows), Kernel(_planes), Kernel(_collect)
+rows, laid, collect = Kernel(_rows), Kernel(_blocks), Kernel(_collect)

@@ -1,4 +1,4 @@
-"""Planes turned so that a vector holds one pixel of as many channels: what the weight gradient's tiles work on."""
+"""Pixels laid out so that a vector holds one of as many channels, planes by turning them: what tiles work on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import field
+from npdwconv.kernels.cpu.weight_tiles import operand
 
 CHUNK = 16  # bytes that shuffles move freely: a lane of AVX, a register of SSE and NEON
 
@@ -57,6 +58,45 @@ def _turn(side: str, *, full: bool) -> Any:
         return types.none(task, source, channel, left, out), generate
 
     return turn
+
+
+def _lay(side: str) -> Any:
+    @intrinsic
+    def lay(typing: Any, task: Any, source: Any, out: Any) -> Any:
+        """Write the ``spec.group`` vectors of channels at ``source``, each into a block of its own from ``out`` on."""
+        spec = task.spec
+        stored, size = getattr(spec, f"{side}_type"), getattr(spec, f"{side}_size")
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            task_, source_, out_ = arguments
+            v = Vectors(builder, spec.dtype)
+            space = field(builder, spec, task_, "space")
+            for number in range(spec.group):
+                value = v.load(v.at(source_, int64(number * v.lanes * size)), stored)
+                v.store(value, v.at(out_, builder.mul(space, int64(number))))
+            return context.get_dummy_value()
+
+        return types.none(task, source, out), generate
+
+    return lay
+
+
+def _lay_some(side: str) -> Any:
+    @intrinsic
+    def lay(typing: Any, task: Any, source: Any, out: Any, left: Any) -> Any:
+        """Write one vector of channels, of which ``left`` are there from ``source`` on."""
+        spec = task.spec
+        stored, each = getattr(spec, f"{side}_type"), getattr(spec, f"{side}_each")
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            task_, source_, out_, left_ = arguments
+            value = operand(builder, spec, task_, source_, stored, each, left_)
+            Vectors(builder, spec.dtype).store(value, out_)
+            return context.get_dummy_value()
+
+        return types.none(task, source, out, left), generate
+
+    return lay
 
 
 def transposed(v: Vectors, places: list[Value], stored: str, exists: Value | None) -> list[Value]:
@@ -107,8 +147,8 @@ def _picked(v: Vectors, a: Value, b: Value, places: Any) -> Value:
     return v.shuffle(a, b, [side * v.lanes + start + place for start in chunks for side, place in places])
 
 
-z_full, z_some = _turn("z", full=True), _turn("z", full=False)
-x_full, x_some = _turn("x", full=True), _turn("x", full=False)
+# how pixels of z and of x are laid out: turned, as many as there are lanes or fewer; all vectors of a group, or one
+sides = {side: (_turn(side, full=True), _turn(side, full=False), _lay(side), _lay_some(side)) for side in "zx"}
 
 
 @intrinsic

@@ -125,6 +125,34 @@ def _lines(spec: Spec, lines: int) -> list[tuple[int, Pairs]]:
     return list(meetings(lines, spec.rows, spec.stride_h, 1).items())
 
 
+def operand(builder: Any, spec: Spec, task: Value, address: Value, stored: str, each: int, left: Value) -> Value:
+    """One value a lane, where the array has one for every ``each`` of the ``left`` channels from ``address`` on."""
+    v, b = Vectors(builder, spec.dtype), builder
+    if each == 1:
+        return v.load(address, stored, _counted(v, spec, left))
+    if each <= v.lanes:
+        few = int64(v.lanes // each)
+        if spec.tail:
+            few = least(b, few, b.sdiv(left, int64(each)))
+        value = v.load(address, stored, v.between(int64(0), few))
+        return v.shuffle(value, value, [min(lane // each, v.lanes - 1) for lane in range(v.lanes)])
+    first = b.srem(b.sub(field(b, spec, task, "channels"), left), int64(each))
+    mine = least(b, b.sub(int64(each), first), left)
+    beyond = least(b, mine, int64(v.lanes))
+    further = b.icmp_signed("<", beyond, least(b, left, int64(v.lanes)))
+    other = v.at(address, b.select(further, int64(STORED[stored][1]), int64(0)))
+    pair = (v.splat(v.load_scalar(place, stored)) for place in (address, other))
+    return b.select(v.between(int64(0), beyond), *pair)
+
+
+def _counted(v: Vectors, spec: Spec, left: Value) -> Value | None:
+    """The lanes whose channels exist and count: as many as whole shares fill; None where all do."""
+    used = lanes_used(v.lanes, max(int(spec.z_each), int(spec.x_each)))
+    if spec.tail:
+        return v.between(int64(0), least(v.builder, left, int64(used)))
+    return v.between(int64(0), int64(used)) if used < v.lanes else None
+
+
 class _Tile:
     """The code of one tile: ``lines`` × ``pixels`` of z against a block of taps."""
 
@@ -146,33 +174,10 @@ class _Tile:
         return self.operand(place, self.spec.z_type, self.spec.z_each)
 
     def operand(self, address: Value, stored: str, each: int) -> Value:
-        """One value a lane, where the array has one for every ``each`` lanes."""
-        v, b = self.v, self.builder
-        if self.spec.turned:
-            return v.load(address)
-        if each == 1:
-            return v.load(address, stored, self._counted())
-        if each <= v.lanes:
-            few = int64(v.lanes // each)
-            if self.spec.tail:
-                few = least(b, few, b.sdiv(self.left, int64(each)))
-            value = v.load(address, stored, v.between(int64(0), few))
-            return v.shuffle(value, value, [min(lane // each, v.lanes - 1) for lane in range(v.lanes)])
-        first = b.srem(b.sub(self.number("channels"), self.left), int64(each))
-        mine = least(b, b.sub(int64(each), first), self.left)
-        beyond = least(b, mine, int64(v.lanes))
-        further = b.icmp_signed("<", beyond, least(b, self.left, int64(v.lanes)))
-        other = v.at(address, b.select(further, int64(STORED[stored][1]), int64(0)))
-        pair = (v.splat(v.load_scalar(place, stored)) for place in (address, other))
-        return b.select(v.between(int64(0), beyond), *pair)
-
-    def _counted(self) -> Value | None:
-        """The lanes whose channels exist and count: as many as whole shares fill; None where all do."""
-        v = self.v
-        used = lanes_used(v.lanes, max(int(self.spec.z_each), int(self.spec.x_each)))
-        if self.spec.tail:
-            return v.between(int64(0), least(self.builder, self.left, int64(used)))
-        return v.between(int64(0), int64(used)) if used < v.lanes else None
+        """One value a lane."""
+        if self.spec.laid:
+            return self.v.load(address)
+        return operand(self.builder, self.spec, self.task, address, stored, each, self.left)
 
     def sweep(self, acc: list[Value], lines: int, pixels: int, rows: list[tuple[int, Pairs]]) -> list[Value]:
         """Add what these rows of x give, a column at a time."""
