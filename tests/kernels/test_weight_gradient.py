@@ -171,6 +171,19 @@ def test_fetching_ahead_changes_nothing(monkeypatch, stride):
     weight_gradient._plan.cache_clear()
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fetching_the_next_image_changes_nothing(monkeypatch, layout):
+    monkeypatch.setattr(caches, "FAR", 0)
+    weight_gradient._plan.cache_clear()
+    case = Case((7, 7), (3, 3), channels=(8, 1), batch=3)
+    z, x, g = arrays(case, layout)
+    plan = weight_gradient._plan(z.shape, x.shape, (z.dtype,) * 3, g.axes, layout)
+    assert plan.sum_chunks.spec.fetches
+    ours, theirs = gradients(case, layout)
+    np.testing.assert_array_equal(ours, theirs)
+    weight_gradient._plan.cache_clear()
+
+
 @pytest.mark.parametrize(("case", "layout"), TRANSPOSED, ids=str)
 def test_transposed(case, layout):
     ours, theirs = gradients(case, layout, transposed=True)

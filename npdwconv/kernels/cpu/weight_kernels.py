@@ -129,22 +129,33 @@ def _layer(side: str) -> Any:
 
     @inlined
     def copy(
-        task: Any, source: Any, v0: Any, count: Any, pixels: Any, step: Any, size: Any, each: Any, out: Any, pixel: Any
+        task: Any,
+        source: Any,
+        v0: Any,
+        count: Any,
+        pixels: Any,
+        step: Any,
+        size: Any,
+        each: Any,
+        out: Any,
+        pixel: Any,
+        ahead: Any,
     ) -> None:
         """Lay out neighbouring pixels at ``source`` for ``count`` vectors of channels, each of them in its own block.
 
-        A pixel is ``step`` bytes behind the last, and a vector of it ``pixel`` bytes.
+        A pixel is ``step`` bytes behind the last, and a vector of it ``pixel`` bytes; what is laid out next lies
+        ``ahead`` bytes further on.
         """
         if task.turned:
             c, full = min(v0 * task.used, task.last), pixels // task.lanes * task.lanes
             for f in range(0, full, task.lanes):
-                turn(task, source + f * step, c, task.lanes, out + f * pixel)
+                turn(task, source + f * step, c, task.lanes, out + f * pixel, ahead)
             if full < pixels:
-                turn_some(task, source + full * step, c, pixels - full, out + full * pixel)
+                turn_some(task, source + full * step, c, pixels - full, out + full * pixel, ahead)
         elif v0 + task.group <= task.whole:
             at = source + v0 * task.lanes * size
             for to in range(out, out + pixels * pixel, pixel):
-                lay(task, at, to)
+                lay(task, at, to, ahead)
                 at += step
         else:
             for v in range(count):
@@ -161,21 +172,21 @@ _lay_z, _lay_x = _layer("z"), _layer("x")
 
 
 @inlined
-def _copy_z(task: Any, source: Any, v0: Any, count: Any, rows: Any, columns: Any, out: Any) -> None:
+def _copy_z(task: Any, source: Any, v0: Any, count: Any, rows: Any, columns: Any, out: Any, ahead: Any) -> None:
     """Lay out rows × columns of z."""
     lines, length = (1, rows * columns) if columns == task.out_w else (rows, columns)
     for line in range(lines):
         at, to = source + line * task.out_w * task.z_step, out + line * task.z_line
-        _lay_z(task, at, v0, count, length, task.z_step, task.z_size, task.z_each, to, task.z_pixel)
+        _lay_z(task, at, v0, count, length, task.z_step, task.z_size, task.z_each, to, task.z_pixel, ahead)
 
 
 @inlined
-def _copy_x(task: Any, source: Any, v0: Any, count: Any, rows: Any, columns: Any, out: Any) -> None:
+def _copy_x(task: Any, source: Any, v0: Any, count: Any, rows: Any, columns: Any, out: Any, ahead: Any) -> None:
     """Lay out rows × columns of x."""
     lines, length = (1, rows * columns) if columns == task.width else (rows, columns)
     for line in range(lines):
         at, to = source + line * task.width * task.x_step, out + line * task.x_row
-        _lay_x(task, at, v0, count, length, task.x_step, task.x_size, task.x_each, to, task.x_pixel)
+        _lay_x(task, at, v0, count, length, task.x_step, task.x_size, task.x_each, to, task.x_pixel, ahead)
 
 
 @inlined
@@ -192,10 +203,12 @@ def _patch(
     ss: Any,
     scratch_x: Any,
     have: Any,
+    more: Any,
 ) -> Any:
     """A block of z's pixels, laid out already, against a block of taps: lay out what they read of x, and walk.
 
-    ``have`` is the range of rows of x that the scratch holds already; what it holds afterwards is returned.
+    ``have`` is the range of rows of x that the scratch holds already; what it holds afterwards is returned. ``more`` is
+    1 where an image follows, which is fetched meanwhile, else 0.
     """
     i0 = max(ps[0] * task.stride_h + rs[0] * task.dilation_h - task.low_h, 0)
     i1 = min((ps[1] - 1) * task.stride_h + (rs[1] - 1) * task.dilation_h - task.low_h + 1, task.height)
@@ -213,7 +226,7 @@ def _patch(
             tiles.move(task, at, at + moved)
     first = i0 + kept
     source = x_at + (first * task.width + j0) * task.x_step
-    _copy_x(task, source, v0, count, i1 - first, j1 - j0, scratch_x + kept * task.x_row)
+    _copy_x(task, source, v0, count, i1 - first, j1 - j0, scratch_x + kept * task.x_row, more * task.x_image)
     for v in range(count):
         x = scratch_x + v * task.space - i0 * task.x_row - j0 * task.x_pixel
         z = z_at + v * task.space - qs[0] * task.z_pixel
@@ -233,7 +246,9 @@ def _blocks(task: Any, item: Any) -> None:
     z_at = planes.scratch(task)
     x_at = z_at + task.z_space * vector
     have = (0, 0)
-    for unit in range(chunk * task.block, min((chunk + 1) * task.block, task.units)):
+    end = min((chunk + 1) * task.block, task.units)
+    for unit in range(chunk * task.block, end):
+        more = 1 if unit + task.image_units < end else 0
         if not task.rolling or unit % task.blocks == 0:
             have = (0, 0)
         n = unit // task.image_units
@@ -245,7 +260,7 @@ def _blocks(task: Any, item: Any) -> None:
         for q0 in range(0, task.out_w, task.block_w):
             qs = (q0, min(q0 + task.block_w, task.out_w))
             z = task.z + n * task.z_image + ((o * task.out_h + p0) * task.out_w + q0) * task.z_step
-            _copy_z(task, z, v0, count, ps[1] - p0, qs[1] - q0, z_at)
+            _copy_z(task, z, v0, count, ps[1] - p0, qs[1] - q0, z_at, more * task.z_image)
             for d in range(depths[0], depths[1]):
                 x = task.x + n * task.x_image + (front + d * task.dilation_d) * task.x_plane
                 place = start + d * task.depth_sums * vector
@@ -253,7 +268,7 @@ def _blocks(task: Any, item: Any) -> None:
                     rs = (r, min(r + task.tap_rows, task.kernel_h))
                     for s in range(0, task.kernel_w, task.tap_columns):
                         ss = (s, min(s + task.tap_columns, task.row_sums))
-                        found = _patch(task, v0, count, place, x, z_at, ps, qs, rs, ss, x_at, have)
+                        found = _patch(task, v0, count, place, x, z_at, ps, qs, rs, ss, x_at, have, more)
                         if task.rolling:
                             have = found
 

@@ -8,6 +8,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from npdwconv.kernels.cpu.arrays import LINE
+from npdwconv.kernels.cpu.gemm import prefetch
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import field
 from npdwconv.kernels.cpu.weight_tiles import operand
@@ -32,16 +34,17 @@ def scratch(typing: Any, task: Any) -> Any:
 
 def _turn(side: str, *, full: bool) -> Any:
     @intrinsic
-    def turn(typing: Any, task: Any, source: Any, channel: Any, left: Any, out: Any) -> Any:
+    def turn(typing: Any, task: Any, source: Any, channel: Any, left: Any, out: Any, ahead: Any) -> Any:
         """Write a vector a pixel: ``left`` pixels at ``source``, in the planes of ``channel`` and those that follow.
 
-        As many vectors are written as a vector has lanes; those past ``left`` hold nothing of meaning.
+        As many vectors are written as a vector has lanes; those past ``left`` hold nothing of meaning. What is
+        ``ahead`` bytes further on is fetched, if anything is.
         """
         spec = task.spec
         stored, each = getattr(spec, f"{side}_type"), getattr(spec, f"{side}_each")
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            task_, source_, channel_, left_, out_ = arguments
+            task_, source_, channel_, left_, out_, ahead_ = arguments
             v = Vectors(builder, spec.dtype)
             pitch, last = (field(builder, spec, task_, name) for name in (f"{side}_channel", "final"))
             places = []
@@ -50,33 +53,40 @@ def _turn(side: str, *, full: bool) -> Any:
                 plane = builder.select(builder.icmp_signed("<", plane, last), plane, last)
                 plane = plane if each == 1 else builder.sdiv(plane, int64(each))
                 places.append(v.at(source_, builder.mul(plane, pitch)))
+                if spec.fetches:
+                    prefetch(builder, v.at(places[-1], ahead_))
             exists = None if full else v.between(int64(0), left_)
             for pixel, value in enumerate(transposed(v, places, stored, exists)):
                 v.store(value, v.at(out_, int64(pixel * v.lanes * v.bytes)))
             return context.get_dummy_value()
 
-        return types.none(task, source, channel, left, out), generate
+        return types.none(task, source, channel, left, out, ahead), generate
 
     return turn
 
 
 def _lay(side: str) -> Any:
     @intrinsic
-    def lay(typing: Any, task: Any, source: Any, out: Any) -> Any:
-        """Write the ``spec.group`` vectors of channels at ``source``, each into a block of its own from ``out`` on."""
+    def lay(typing: Any, task: Any, source: Any, out: Any, ahead: Any) -> Any:
+        """Write the ``spec.group`` vectors of channels at ``source``, each into a block of its own from ``out`` on.
+
+        What is ``ahead`` bytes further on is fetched, if anything is.
+        """
         spec = task.spec
         stored, size = getattr(spec, f"{side}_type"), getattr(spec, f"{side}_size")
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            task_, source_, out_ = arguments
+            task_, source_, out_, ahead_ = arguments
             v = Vectors(builder, spec.dtype)
+            for place in range(0, spec.group * v.lanes * size if spec.fetches else 0, LINE):
+                prefetch(builder, v.at(source_, ahead_, int64(place)))
             space = field(builder, spec, task_, "space")
             for number in range(spec.group):
                 value = v.load(v.at(source_, int64(number * v.lanes * size)), stored)
                 v.store(value, v.at(out_, builder.mul(space, int64(number))))
             return context.get_dummy_value()
 
-        return types.none(task, source, out), generate
+        return types.none(task, source, out, ahead), generate
 
     return lay
 
