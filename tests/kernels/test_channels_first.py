@@ -104,6 +104,18 @@ def test_past_the_caches(monkeypatch, width, streams, kernel, stride):
     channels_first.launches.cache_clear()
 
 
+@pytest.mark.skipif(machine().masks, reason="vectors of which some lanes are written cost nothing there")
+@pytest.mark.parametrize("height", [9, 31])
+def test_the_last_tile_of_a_row_ends_with_it(height):
+    """All vectors are whole from one vector on; what is not there behind a row is neither read nor written."""
+    for width, back in [(LANES - 1, False), (LANES, True), (LANES + 1, True), (3 * LANES - 1, True)]:
+        case = Case(geometry((height, width), 3))
+        call = planes.Call(case.x.shape, case.weight.shape, case.z.shape, (*[np.dtype(np.float32)] * 4, None), "")
+        (launch,) = channels_first.launches(call, phases.forward(case.g))
+        assert launch.spec.back == back
+        case.check()
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (5, 2), (7, 1)])
 def test_square_kernels(kernel, stride):
     for size in [(16, 2 * LANES + 1), (5, LANES), (31, 3 * LANES + 3)]:

@@ -140,7 +140,8 @@ def _planes(task: Any, item: Any) -> None:
         for tile in range(first, min(first + task.block_tiles, task.tiles)):
             p = tile // task.gap * task.gap * task.rows + tile % task.gap
             top = p * task.row_step - task.low_h
-            for q in range(0, task.out_w, task.tile_columns):
+            for start_q in range(0, task.out_w, task.tile_columns):
+                q = min(start_q, task.last_q)
                 left = q * task.column_step - task.low_w
                 inside = task.wide and left >= 0 and left + task.reach <= task.width
                 inside = inside and q + task.tile_columns <= task.full_w
@@ -163,7 +164,7 @@ def _planes(task: Any, item: Any) -> None:
                 o = task.out + here * task.out_size
                 y = task.other + here * task.other_size
                 rows = (task.out_rows - p * task.row_kinds + task.gap - 1) // task.gap
-                if inside:
+                if inside or task.back:
                     finish_inner(task, sums, o, y, rows, 0)
                 else:
                     finish_edge(task, sums, o, y, rows, task.out_columns - q * task.column_kinds)

@@ -296,6 +296,7 @@ class Plan:
             "rows": shape.rows,
             "vectors": shape.vectors,
             "splits": shape.splits,
+            "back": self._backs(),
             "row_taps": columns.written(self.h.phases if self.unrolled else once),
             "column_taps": columns.written(self.w.phases if self.unrolled else once),
             "row_kinds": len(self.h.sweeps),
@@ -309,8 +310,18 @@ class Plan:
     def _wide(self, columns_: int, reach: int) -> bool:
         """Whether any tile that begins with a vector is inside, whose code is compiled only then."""
         w = self.w.first
-        firsts = range(0, w.out - columns_ + 1, columns_)
+        firsts = [*range(0, w.out - columns_ + 1, columns_), *([w.out - columns_] if self._backs() else [])]
         return any(0 <= q * w.stride - self.w.low <= w.size - reach for q in firsts)
+
+    def _backs(self) -> bool:
+        """Whether the last tile of a row ends with it, and so computes some results again: all vectors are whole.
+
+        That is cheaper where writing some lanes is not an instruction like others. Where a result is a product with
+        what is there already, it is computed once.
+        """
+        w, wide = self.w, self.tile[0].vectors * self.lanes
+        even = w.first.out >= wide and w.results == w.first.out * len(w.sweeps) and w.out_step == 1
+        return even and not machine().masks and not self.names[4] and not (self.tile[0].rolls and self._streams())
 
     def _narrow(self) -> bool:
         """Whether one vector holds all columns of the source, from the first that the tile reads."""
@@ -338,6 +349,7 @@ class Plan:
             "tile_pitch": h.out_step * out_w * self.gap,
             "tile_columns": shape.vectors * self.lanes,
             "out_w": w.first.out,
+            "last_q": w.first.out - shape.vectors * self.lanes if self._backs() else w.first.out,
             "out_rows": h.results,
             "out_columns": w.results,
             "full_w": w.results // len(w.sweeps),

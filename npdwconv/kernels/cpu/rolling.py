@@ -152,7 +152,7 @@ def columns_under(v: Vectors, tile: Tile, task: Value, q: Value, reads: str) -> 
 
 def _output(v: Vectors, tile: Tile, task: Value, pitch: Value, q: Value, reads: str) -> Output:
     """Where the results from column ``q`` on go; it may be before the first."""
-    if reads == "inside":
+    if reads == "inside" or tile.spec.back:
         return Output(v, tile, pitch, None, streams=bool(tile.spec.streams))
     end = v.builder.sub(field_or_fixed(v.builder, tile.spec, task, "out_w"), q)
     streams = bool(tile.spec.streams)
@@ -238,7 +238,8 @@ def _rolled(task: Any, item: Any) -> None:
         done = top + rows * task.row_step if block < task.blocks - 1 else task.height
         ahead = task.source + (source + done) * task.width * task.source_size if task.piece else 0
         shift = task.out // task.out_size % task.tile_columns if task.streams else 0
-        for q in range(-shift, task.out_w, task.tile_columns):
+        for start in range(-shift, task.out_w, task.tile_columns):
+            q = min(start, task.last_q)
             left = q * task.column_step - task.low_w
             inside = task.wide and left >= 0 and left + task.reach <= task.width
             inside = inside and q + task.tile_columns <= task.out_w
