@@ -208,7 +208,7 @@ def _plan_laid(job: _Job, group: int) -> _Plan:
         **({} if turned else steps),
     }
     scratch = SCRATCH + 2 * job.lanes if turned else LAID // vector
-    fetches = units == job.batch and caches.fetched(job.nbytes() // 2)  # the next image; not all of a large one
+    fetches = units == job.batch and caches.fetched(job.nbytes() * 2 // 3)  # the next image, not part of a large one
     fixed = {"laid": True, "turned": turned, "group": group, "tail": False, "scratch": scratch, "fetches": fetches}
     return _launches(job, laid, tile, fixed | (steps if turned else {}), numbers, used, groups, chunks)
 

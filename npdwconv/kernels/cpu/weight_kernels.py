@@ -13,6 +13,30 @@ from npdwconv.kernels.cpu import weight_tiles as tiles
 from npdwconv.kernels.cpu.engine import Kernel, compiled, inlined
 
 
+def _row(tile: Any, pixel: Any) -> Any:
+    @inlined
+    def row(task: Any, sums: Any, z: Any, x: Any, shift: Any, q: Any, end: Any, low: Any, high: Any, left: Any) -> Any:
+        """Add what the pixels of a row, from ``q`` to ``end``, give to the sums of a block of taps, of rows of them
+        those from ``low`` to ``high``; the first tap of pixel 0 meets column ``shift`` of the row at ``x``.
+        """
+        while q + task.pixels <= end:
+            j = q * task.stride_w + shift
+            sums = tile(task, sums, z + q * task.z_pixel, x + j * task.x_pixel, j, low, high, left)
+            q += task.pixels
+        while q < end:
+            j = q * task.stride_w + shift
+            sums = pixel(task, sums, z + q * task.z_pixel, x + j * task.x_pixel, j, low, high, left)
+            q += 1
+        return sums
+
+    return row
+
+
+_lines = _row(tiles.tile_lines, tiles.pixel_lines)
+_full = _row(tiles.tile_full, tiles.pixel_full)
+_clipped = _row(tiles.tile_clipped, tiles.pixel_clipped)
+
+
 @compiled
 def _walk(task: Any, place: Any, z: Any, x: Any, ps: Any, qs: Any, rs: Any, ss: Any, left: Any) -> None:
     """The pixels of rows ``ps`` and columns ``qs`` of z, from ``z`` on, against the taps of ranges ``rs`` and ``ss``.
@@ -26,54 +50,25 @@ def _walk(task: Any, place: Any, z: Any, x: Any, ps: Any, qs: Any, rs: Any, ss: 
             at = place + (base * task.row_sums + s) * vector
             shift = s * task.dilation_w - task.low_w
             reach = shift + (task.columns - 1) * task.dilation_w
-            first = max((max(-reach, 0) + task.stride_w - 1) // task.stride_w, qs[0])
+            q = max((max(-reach, 0) + task.stride_w - 1) // task.stride_w, qs[0])
             end = min((task.width - 1 - shift) // task.stride_w + 1, qs[1])
             sums = tiles.load_sums(task, at)
             p, zp = ps[0], z
             while p < ps[1]:
                 top = p * task.stride_h - task.low_h
                 row = x + (top + base * task.dilation_h) * task.x_row
-                q = first
-                if _several(task, top, p, ps[1]):
-                    while q + task.pixels <= end:
-                        j = q * task.stride_w + shift
-                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
-                        sums = tiles.tile_lines(task, sums, zq, xj, j, 0, 0, left)
-                        q += task.pixels
-                    while q < end:
-                        j = q * task.stride_w + shift
-                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
-                        sums = tiles.pixel_lines(task, sums, zq, xj, j, 0, 0, left)
-                        q += 1
-                    p += task.lines
-                    zp += task.lines * task.z_line
-                    continue
                 taps = _reach(top, task.kernel_h, task.height, task.dilation_h)
                 low, high = max(r, taps[0]) - base, min(min(base + task.rows, rs[1]), taps[1]) - base
-                if high - low == task.rows:
-                    while q + task.pixels <= end:
-                        j = q * task.stride_w + shift
-                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
-                        sums = tiles.tile_full(task, sums, zq, xj, j, low, high, left)
-                        q += task.pixels
-                    while q < end:
-                        j = q * task.stride_w + shift
-                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
-                        sums = tiles.pixel_full(task, sums, zq, xj, j, low, high, left)
-                        q += 1
+                several = _several(task, top, p, ps[1])
+                if several:
+                    sums = _lines(task, sums, zp, row, shift, q, end, low, high, left)
+                elif high - low == task.rows:
+                    sums = _full(task, sums, zp, row, shift, q, end, low, high, left)
                 elif low < high:
-                    while q + task.pixels <= end:
-                        j = q * task.stride_w + shift
-                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
-                        sums = tiles.tile_clipped(task, sums, zq, xj, j, low, high, left)
-                        q += task.pixels
-                    while q < end:
-                        j = q * task.stride_w + shift
-                        zq, xj = zp + q * task.z_pixel, row + j * task.x_pixel
-                        sums = tiles.pixel_clipped(task, sums, zq, xj, j, low, high, left)
-                        q += 1
-                p += 1
-                zp += task.z_line
+                    sums = _clipped(task, sums, zp, row, shift, q, end, low, high, left)
+                done = task.lines if several else 1
+                p += done
+                zp += done * task.z_line
             tiles.store_sums(task, sums, at)
 
 
