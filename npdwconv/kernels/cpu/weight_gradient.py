@@ -45,7 +45,7 @@ from npdwconv.layouts import Array, split_shape
 
 GROUP, LARGE_GROUP = 4, 16  # vectors of channels, neighbours in memory, that an item walks together
 LARGE = 4_000_000  # bytes of z and x above which they come from far away, and longer runs come faster
-WIDE = 7  # vectors of a row from which on rolling is faster than turning, if lanes that do not count cost something
+ROLLING = 7  # vectors of a row from which on rolling is faster than turning, if lanes that do not count cost something
 ITEMS = 8  # that a launch aims at: enough for any number of threads worth having
 
 
@@ -217,7 +217,7 @@ def _rolls(job: _Job) -> bool:
     """Whether planes are wide, and taps so few that all of their sums stay in registers."""
     d, h, w = job.axes
     few = d.kernel == d.size == 1 and 1 < h.kernel * w.kernel <= 9 and h.kernel > 1
-    wide = job.lanes if machine().masks else WIDE * job.lanes * w.stride
+    wide = job.lanes if machine().masks else ROLLING * job.lanes * w.stride
     return few and is_dense(h, w) and h.stride == w.stride and w.out >= wide
 
 

@@ -119,7 +119,7 @@ def _rows(task: Any, item: Any) -> None:
                 )
 
 
-def _layer(side: str) -> Any:
+def _laying(side: str) -> Any:
     turn, turn_some, lay, lay_some = planes.sides[side]
 
     @inlined
@@ -163,7 +163,7 @@ def _layer(side: str) -> Any:
     return copy
 
 
-_lay_z, _lay_x = _layer("z"), _layer("x")
+_lay_z, _lay_x = _laying("z"), _laying("x")
 
 
 @inlined
