@@ -156,6 +156,22 @@ def test_images_laid_out(case, dtype):
     np.testing.assert_array_equal(ours, theirs)
 
 
+def test_an_item_writes_the_channels_that_are_its_own():
+    """Of a multiplier that does not divide the lanes some do not count: their channels are another item's to write."""
+    z, x, g = arrays(Case((5, 7), (3, 3), channels=(1, 1), multiplier=3), "channels_last")
+    weight = np.full((z.shape[-1], 3, 3), np.nan, "float32")
+    weight_gradient._plan.cache_clear()
+    plan = weight_gradient._plan(z.shape, x.shape, (z.dtype,) * 3, g.axes, "channels_last")
+    partial = np.empty(plan.space, "float32")
+    plan.sum_chunks(z, x, partial)
+    plan.collect.items = 1
+    plan.collect(partial, weight)
+    weight_gradient._plan.cache_clear()
+    own = LANES // 3 * 3
+    assert np.isfinite(weight[:own]).all()
+    assert np.isnan(weight[own:]).all()
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_fetching_ahead_changes_nothing(monkeypatch, stride):
     """Blocks and images that come next are only asked for; past the last one there is nothing."""

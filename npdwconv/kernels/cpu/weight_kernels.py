@@ -278,10 +278,11 @@ def _collect(task: Any, item: Any) -> None:
         other = base + chunk * task.vectors * block
         for place in range(0, block, vector):
             tiles.add(task, base + place, other + place)
+    count = min(task.used, task.channels - c)  # the lanes behind them are another item's
     out = task.out + c * task.out_channel
     for run in range(task.runs):
         for s in range(0, task.run, task.lanes):
-            planes.spread(task, base + (run * task.row_sums + s) * vector, out, task.run - s, task.channels - c)
+            planes.spread(task, base + (run * task.row_sums + s) * vector, out, task.run - s, count)
             out += min(task.lanes, task.run - s) * task.out_size
 
 
