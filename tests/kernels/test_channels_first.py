@@ -12,7 +12,7 @@ from kernels.children import narrower
 import npdwconv
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import caches, channels_first, phases, planes
+from npdwconv.kernels.cpu import caches, channels_first, depthwise, phases, planes
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
@@ -107,13 +107,26 @@ def test_past_the_caches(monkeypatch, width, streams, kernel, stride):
 @pytest.mark.skipif(machine().masks, reason="vectors of which some lanes are written cost nothing there")
 @pytest.mark.parametrize("height", [9, 31])
 def test_the_last_tile_of_a_row_ends_with_it(height):
-    """All vectors are whole from one vector on; what is not there behind a row is neither read nor written."""
+    """All vectors are whole where a row has one at least."""
     for width, back in [(LANES - 1, False), (LANES, True), (LANES + 1, True), (3 * LANES - 1, True)]:
         case = Case(geometry((height, width), 3))
         call = planes.Call(case.x.shape, case.weight.shape, case.z.shape, (*[np.dtype(np.float32)] * 4, None), "")
         (launch,) = channels_first.launches(call, phases.forward(case.g))
         assert launch.spec.back == back
         case.check()
+
+
+@pytest.mark.parametrize("height", [9, 31])
+def test_the_factor_may_be_what_is_overwritten(height):
+    """Each result is multiplied once, at a row's end too; backward of a separable convolution relies on it."""
+    case = Case(geometry((height, LANES + 1), 3))
+    grad_out = np.full_like(case.z, 2)
+    wanted, given = np.empty_like(case.z), grad_out.copy()
+    rest = (case.g, "channels_first", ACTIVATIONS["hardswish"])  # its slope is not only 0 and 1, whose squares they are
+    reference.depthwise_bwd_activation(grad_out, case.x, case.weight, case.bias, wanted, *rest)
+    depthwise.depthwise_bwd_activation(given, case.x, case.weight, case.bias, given, *rest)
+    assert not np.isin(wanted, (0, 2)).all()
+    np.testing.assert_allclose(given, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (5, 2), (7, 1)])

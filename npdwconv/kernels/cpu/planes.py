@@ -316,8 +316,8 @@ class Plan:
     def _backs(self) -> bool:
         """Whether the last tile of a row ends with it, and so computes some results again: all vectors are whole.
 
-        That is cheaper where writing some lanes is not an instruction like others. Where a result is a product with
-        what is there already, it is computed once.
+        That is cheaper where writing some lanes is not an instruction like others. Results that are multiplied by
+        another array are computed once, for it may be the one that they overwrite.
         """
         w, wide = self.w, self.tile[0].vectors * self.lanes
         even = w.first.out >= wide and w.results == w.first.out * len(w.sweeps) and w.out_step == 1

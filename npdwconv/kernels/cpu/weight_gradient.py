@@ -130,11 +130,16 @@ def _plan(
     missing = (Axis(1, 1, 1, 1, 1, 0, 0),) * (3 - len(axes))
     job = _Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))
     if layout == "channels_last":
-        _, h, w = job.axes
-        vectors = -(-job.channels // _used(job)) if job.axes[0].kernel == 1 else 0
-        group = laid_together(h, w, job.lanes, job.lanes * job.size, vectors, -(-ITEMS // max(job.batch, 1)))
+        group = _together(job)
         return _plan_laid(job, group) if group else _plan_direct(job)
     return _plan_rolled(job) if _rolls(job) else _plan_laid(job, 0)
+
+
+def _together(job: _Job) -> int:
+    """Vectors of channels that are laid out together in channels_last; 0 where z and x are read where they are."""
+    d, h, w = job.axes
+    vectors, items = -(-job.channels // _used(job)), -(-ITEMS // job.batch)
+    return laid_together(h, w, job.lanes, job.lanes * job.size, vectors, items) if d.kernel == 1 else 0
 
 
 def _plan_direct(job: _Job) -> _Plan:
