@@ -307,7 +307,9 @@ MUTATIONS = [
     Mutation("out may be read-only", f"{CPU}/pool.py", "WRITABLE if i == task.result else READABLE", "READABLE"),
     Mutation("half a vector too early", f"{CPU}/simd.py", "kind(1 << (half - 1))", "kind(1 << half)"),
     Mutation("half a vector where it was", f"{CPU}/simd.py", "self.at(address, half * size)", "address"),
-    Mutation("taps not turned", f"{CPU}/covering.py", "places.reverse()\n", "pass\n"),
+    Mutation("the end of some lanes is not written", f"{CPU}/simd.py", "sorted({0, count - most}", "sorted({0}"),
+    Mutation("an operator's types are another's", f"{CPU}/pipeline.py", "(function, plain)", "(None, plain)"),
+    Mutation("taps not turned", f"{CPU}/covering.py", "v.shuffle(value, value, places) if self.backwards else", ""),
     Mutation(
         "padding ignored where a kernel covers the plane",
         f"{CPU}/covering.py",
@@ -317,8 +319,8 @@ MUTATIONS = [
     Mutation(
         "rows of taps one off where a kernel covers the plane",
         f"{CPU}/covering.py",
-        "if 0 <= p + r - int(spec.low_h) < height",
-        "if 0 < p + r - int(spec.low_h) < height",
+        "low, past = b.neg(top_),",
+        "low, past = v.at(b.neg(top_), 1),",
     ),
     Mutation(
         "the last results on their way past the caches are lost",

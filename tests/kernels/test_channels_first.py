@@ -204,6 +204,9 @@ def test_two_planes_in_a_vector(kernel, stride, channels):
         ((7, LANES // 2), (5, LANES - 1), ((4, 1), (LANES // 2 - 1, LANES // 2 - 1))),
         ((7, 3), (4, 9), ((0, 3), (3, 5))),
         ((3, 1), (2, 4), ((1, 1), (1, 2))),
+        ((7, LANES + 3), (9, 2 * LANES + 7), None),
+        ((14, 2 * LANES), (3, 4 * LANES - 1), ((4, 3), (2 * LANES - 1, 2 * LANES - 1))),
+        ((2, 3 * LANES + 1), (5, 6 * LANES + 2), ((7, 4), (3 * LANES, 3 * LANES + 1))),
     ],
 )
 def test_kernels_that_cover_the_plane(size, kernel, padding, channels, monkeypatch):

@@ -52,6 +52,30 @@ def _branches(task, item):
 branches = Kernel(_branches)
 
 
+def _numbers(task, item):
+    total = task.a // task.b
+    total = total * 100 + task.a % task.b
+    total = total * 100 + task.a - task.b
+    total = total * 100 + max(task.a, 1)
+    total = total * 100 + min(item, task.b)
+    total = total * 100 + task.a * item
+    for step in range(item, task.a, task.b):
+        total += step
+    return total * 8 + (task.a < task.b) * 4 + (task.a == item) * 2 + (item != 0)
+
+
+numbers = Kernel(_numbers)
+
+
+@pytest.mark.parametrize("fixed", [(), ("a",), ("b",), ("a", "b")], ids=str)
+def test_numbers_are_what_python_makes_of_them(fixed):
+    for a, b, item in product((-7, 0, 5), (2, 3), (0, 5)):
+        task = {"a": a, "b": b}
+        read = {name: value for name, value in task.items() if name not in fixed}
+        built = {name: value for name, value in task.items() if name in fixed}
+        assert value_of(numbers, read, item, **built) == _numbers(SimpleNamespace(**task), item)
+
+
 @pytest.mark.parametrize("fixed", [(), ("wide",), ("high",), ("wide", "high")], ids=str)
 def test_a_branch_is_the_same_whether_the_spec_or_the_block_decides_it(fixed):
     for wide, high, item in product((0, 1, 3), (0, 1, 3), (0, 2)):

@@ -6,6 +6,7 @@ import ctypes
 
 import numpy as np
 import pytest
+from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
@@ -52,6 +53,42 @@ def test_the_first_lanes_and_no_other(stored, lanes, monkeypatch):
         block = np.array([source.ctypes.data, target.ctypes.data], np.int64)
         function(block.ctypes.data, count)
         np.testing.assert_array_equal(target, np.where(np.arange(VALUES) < count, source, 0))
+
+
+@intrinsic
+def _put_each(typing, task, source, target):
+    """Write the first 0, 1, 2, … lanes of what is at ``source``, ``VALUES`` apart."""
+    stored, lanes = task.spec.stored, task.spec.lanes
+
+    def generate(context, builder, signature, arguments):
+        v = Vectors(builder, STORED[stored][2], lanes)
+        value = v.load(arguments[1], stored)
+        for count in range(lanes + 1):
+            mask = ir.Constant(v.mask, [lane < count for lane in range(lanes)])
+            v.store(value, v.at(arguments[2], count * VALUES * STORED[stored][1]), stored, mask)
+        return context.get_dummy_value()
+
+    return types.none(task, source, target), generate
+
+
+def _first_lanes_of_each(task, item):
+    _put_each(task, task.source, task.target)
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("lanes", [2, 4, 8])
+def test_as_many_lanes_as_is_known(stored, lanes, monkeypatch):
+    monkeypatch.setattr(simd, "machine", lambda: AVX2)
+    kind = NUMPY.get(stored, stored)
+    source = np.arange(1, VALUES + 1).astype(kind)
+    spec = Spec(("source", "target"), (("stored", stored), ("lanes", lanes)))
+    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(
+        Kernel(_first_lanes_of_each).entry(spec)
+    )
+    target = np.zeros((lanes + 1, VALUES), kind)
+    block = np.array([source.ctypes.data, target.ctypes.data], np.int64)
+    function(block.ctypes.data, 0)
+    np.testing.assert_array_equal(target, np.tri(lanes + 1, VALUES, -1) * source)
 
 
 def described(folder, **files):

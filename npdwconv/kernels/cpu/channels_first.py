@@ -109,7 +109,7 @@ def _add_plane(
     if task.unrolled:
         return _unrolled(task, sums, x, weight, top, left, inside, array, ahead)
     if task.covers:
-        return cover(task, sums, x - (top * task.width + left) * task.source_size, weight)
+        return cover(task, sums, x - (top * task.width + left) * task.source_size, weight, top)
     if task.sliding:
         return _sliding(task, sums, x, weight, top, left, inside, array)
     return _single(task, sums, x, weight, top, left, inside, array)

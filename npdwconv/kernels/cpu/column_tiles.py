@@ -172,7 +172,8 @@ def _finish(*, edge: bool) -> Any:
             v = tile.vectors_of(builder)
             plane = field_or_fixed(builder, spec, task_, "out_plane") if tile.twins else None
             pitch = field_or_fixed(builder, spec, task_, "tile_pitch")
-            store = Output(v, tile, pitch, columns_ if edge else None, twin=plane)
+            end = int(spec.out_columns) if spec.knows("out_columns") else columns_
+            store = Output(v, tile, pitch, end if edge else None, twin=plane)
             kinds = len(tile.row_phases)
             for row in range(tile.rows * kinds):
                 with builder.if_then(builder.icmp_signed("<", int64(row), rows_), likely=True):
@@ -205,7 +206,7 @@ class Output:
         v: Vectors,
         tile: Tile,
         pitch: Value,
-        end: Value | None,
+        end: Value | int | None,
         first: Value | None = None,
         *,
         streams: bool = False,
@@ -229,13 +230,20 @@ class Output:
         activated = [self._activate(z) for z in parts]
         for k, value in enumerate(interleave(v, activated)):
             column = (vector * len(parts) + k) * v.lanes
-            mask = (
-                None if self.end is None else v.between(*(self._after(column, end) for end in (self.first, self.end)))
-            )
+            mask = self._exist(column)
             if self.other_stored:
                 factor = self._at(other, row, column, self.other_stored)
                 value = v.builder.fmul(self._read(factor, mask), value, flags=("contract", "nsz"))
             self._store(value, self._at(out, row, column, self.stored), mask)
+
+    def _exist(self, column: int) -> Value | None:
+        """The mask of the columns that exist, of a vector from this one on; None where all do."""
+        if isinstance(self.end, int):
+            exist = [column + lane < self.end for lane in range(self.v.lanes)]
+            return None if all(exist) else ir.Constant(self.v.mask, exist)
+        if self.end is None:
+            return None
+        return self.v.between(*(self._after(column, place) for place in (self.first, self.end)))
 
     def _after(self, column: int, place: Value) -> Value:
         return place if isinstance(place, ir.Constant) else self.v.builder.sub(place, int64(column))

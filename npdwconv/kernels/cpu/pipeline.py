@@ -6,11 +6,12 @@ rewrite, fuse or count, and LLVM's vectorisers, would find nothing to do (what i
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import llvmlite.binding as llvm
 from numba import _dynfunc
-from numba.core import ir
+from numba.core import ir, types
 from numba.core.analysis import compute_cfg_from_blocks
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase
@@ -41,7 +42,7 @@ class Pipeline(CompilerBase):
             _BranchesOfTheSpec,
             GenericRewrites,
             ReconstructSSA,
-            NopythonTypeInference,
+            _Types,
             PreLowerStripPhis,
             IRLegalization,
             _Lowering,
@@ -108,6 +109,46 @@ def _known(function: Any, arguments: Any, node: Any) -> Any:
         case ir.Expr(op="call") if known(node.func) is bool:
             return bool(known(node.args[0]))
     raise _Unknown
+
+
+class _Typing:
+    """Numba's typing, asked only once what an operator makes of integers: before it knows, it tries what NumPy makes of
+    arrays."""
+
+    _functions = frozenset([max, min, range, *(getattr(operator, name) for name in operator.__all__)])
+    _found: dict[tuple[Any, ...], Any] = {}  # noqa: RUF012 (one for all)
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def resolve_function_type(self, function: Any, arguments: Any, named: Any) -> Any:
+        plain = tuple(map(types.unliteral, arguments))
+        integers = all(isinstance(kind, (types.Integer, types.Boolean)) for kind in plain)
+        known = all(isinstance(kind, types.Literal) for kind in arguments)  # some operators give literals for literals
+        if known or named or not integers or getattr(function, "typing_key", None) not in self._functions:
+            return self._context.resolve_function_type(function, arguments, named)
+        key = (function, plain)
+        if key not in self._found:
+            self._found[key] = self._context.resolve_function_type(function, plain, named)
+        return self._found[key]
+
+
+@register_pass(mutates_CFG=True, analysis_only=False)
+class _Types(NopythonTypeInference):
+    """Types of everything."""
+
+    _name = "types_of_a_kernel"
+
+    def run_pass(self, state: Any) -> bool:
+        context, state.typingctx = state.typingctx, _Typing(state.typingctx)
+        try:
+            super().run_pass(state)
+        finally:
+            state.typingctx = context
+        return True
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)

@@ -13,12 +13,20 @@ from npdwconv.kernels.cpu.axes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.columns import Phases
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
+from npdwconv.kernels.cpu.plane_tiles import (
+    MUCH,
+    ROLLED,
+    Shape,
+    held,
+    most_of_covering,
+    shape_covering,
+    shape_run,
+    shape_unrolled,
+)
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
 FEWEST, MOST, GRAIN = 16, 64, 100_000  # work items of a launch, and multiply-adds that make taking one worth while
-MUCH = 200_000  # multiply-adds an image from which code for one dilation, or planes of one height, pays
-ROLLED = 14  # rows from which a tile that rolls down a plane beats one that holds them all
 NEAR, FEW = 1 << 15, 8  # bytes of input rows of such a tile's block, half of that where they are fetched; rows at least
 SQUARE = (3, 5, 7)  # extents of square kernels that are compiled in
 ONE_ROW = (3, 4, 5, 7)  # and of kernels over a single row
@@ -61,61 +69,6 @@ def unrolled(h: Axis, w: Axis, effort: int) -> bool:
     if h.sweeps == (ONE,):
         return w.taps in ONE_ROW
     return h.taps == w.taps and h.taps in SQUARE and h.first.stride == w.first.stride and len(h.sweeps) == len(w.sweeps)
-
-
-class Shape(NamedTuple):
-    """A tile: rows and vectors, sums for each result, whether it is a plane whose height is compiled in, and whether it
-    rolls down the plane, its rows those whose sums are alive."""
-
-    rows: int
-    vectors: int
-    splits: int = 1
-    whole: bool = False
-    rolls: bool = False
-
-
-def held(h: Axis, w: Axis) -> bool:
-    """Whether all taps stay in registers."""
-    return h.taps * w.taps <= columns.HELD
-
-
-def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, lines: bool) -> Shape:
-    """The tile of a kernel that is compiled in; whether one ``rolls`` that could, its shape decides.
-
-    ``lines``: whether it had better write whole cache lines.
-    """
-    kinds = len(h.sweeps) * len(w.sweeps)
-    height, width = h.first.out, w.first.out
-    vectors = min(-(-width // lanes), max(1, 8 // kinds)) if height == 1 else 1
-    most = max(1, _sums() // (kinds * vectors))
-    whole = effort >= MUCH and height <= most and width <= lanes
-    rows = height if whole else _rows(height, (14, 8, 4, 2, 1), most)
-    if not whole and rolls and height > ROLLED and (held(h, w) or h.first.stride == 2 or rows < most):
-        return Shape(-(-(h.reach + 1) // h.first.stride), 2 if lines and held(h, w) else 1, rolls=True)
-    return Shape(rows, vectors, 1 if rows * vectors * kinds >= 8 else 2, whole)
-
-
-def shape_run(h: Axis, w: Axis, lanes: int) -> tuple[Shape, bool]:
-    """The tile of a kernel that is not compiled in, and whether input rows slide past its output rows."""
-    height, width, taps = -(-h.first.out // h.first.dilation), -(-w.first.out // lanes), h.taps
-    sliding = h.first.stride == 1 and taps >= 4
-    vectors = 1 if width == 1 or width == 3 else 2
-    if h.first.out == 1:
-        vectors, sliding = 4 if width > 2 else vectors, False
-    if not sliding:
-        height = h.first.out
-    most = min(_sums() // vectors, taps if sliding else _sums())
-    return Shape(_rows(height, (14, 7, 4, 2, 1), most), vectors), sliding
-
-
-def _sums() -> int:
-    """How many vectors of sums a tile may have."""
-    return 16 if machine().registers == 32 else 8
-
-
-def _rows(height: int, choices: tuple[int, ...], most: int) -> int:
-    """The rows of a tile that waste least: one counts for what a tile costs besides its rows."""
-    return min((r for r in choices if r <= most), key=lambda r: -(-height // r) * (r + 1))
 
 
 @dataclass(frozen=True)
@@ -172,12 +125,12 @@ class Plan:
 
     @cached_property
     def covers(self) -> bool:
-        """Whether every output of a row counts every input of it, and one tile holds the plane."""
+        """Whether every output of a row counts every input of it, and one tile holds a row."""
         h, w = self.h.first, self.w.first
         plain = (
             self.depth == ONE and self.channels["folds"] == 1 and h.stride == h.dilation == w.stride == w.dilation == 1
         )
-        fits = h.out <= _sums() and w.out <= self.lanes and self.effort >= MUCH
+        fits = w.out <= most_of_covering() * self.lanes and self.effort >= MUCH
         return not self.unrolled and plain and fits and abs(w.tap_step) == 1 and w.out - 1 <= w.low <= w.taps - w.size
 
     @cached_property
@@ -187,7 +140,7 @@ class Plan:
                 self.h, self.w, self.lanes, self.effort, rolls=self._rolls(), lines=self._streams()
             ), False
         if self.covers:
-            return Shape(self.h.first.out, 1, whole=True), False
+            return shape_covering(self.h, self.w, self.lanes), False
         return shape_run(self.h, self.w, self.lanes)
 
     @cached_property
@@ -272,6 +225,7 @@ class Plan:
             names |= {"row_step", "width", "low_w", "kernel_w", "taps_h", "tap_h", "tap_w", "tap_step_w", "tap_pitch"}
         if self.tile[0].whole:
             names |= {"height", "low_h", "out_rows", "tiles", "block_tiles"}
+            names |= set() if machine().masks else {"out_columns", "out_w", "width", "low_w", "full_w", "out_plane"}
         return {name: numbers[name] for name in sorted(names)}
 
     def _fixed(self, numbers: dict[str, int]) -> dict[str, Fixed]:

@@ -118,11 +118,25 @@ class Vectors:
         pointer = self.builder.inttoptr(address, value.type.as_pointer())
         if mask is None:
             self.builder.store(value, pointer, align=1)
+        elif first and not machine().masks and isinstance(mask, ir.Constant):
+            self._store_count(
+                value, address, STORED[stored or self.dtype][1], sum(lane.constant for lane in mask.constant)
+            )
         elif first and not machine().masks:
             self._store_first(value, address, STORED[stored or self.dtype][1], mask)
         else:
             name = f"llvm.masked.store.v{self.lanes}{_short(value.type.element)}.p0"
             self._call(name, ir.VoidType(), [value, pointer, I32(1), mask])
+
+    def _store_count(self, value: Value, address: Value, size: int, count: int) -> None:
+        """Write the first ``count`` lanes: the half, quarter, … that ends with them, after the one that begins."""
+        most = value.type.count
+        while most > count > 0:
+            most //= 2
+            for first in sorted({0, count - most} if most <= count else ()):
+                part = self.shuffle(value, value, range(first, first + most))
+                place = self.builder.inttoptr(self.at(address, first * size), part.type.as_pointer())
+                self.builder.store(part, place, align=1)
 
     def _store_first(self, value: Value, address: Value, size: int, mask: Value) -> None:
         """Write the first lanes, as many as ``mask`` keeps: all, or half of them, half of the rest, and so on."""

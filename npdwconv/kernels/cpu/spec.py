@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,18 @@ class Spec:
     fields: tuple[str, ...]
     fixed: tuple[tuple[str, Fixed], ...]
 
+    @cached_property
+    def _values(self) -> dict[str, Fixed]:
+        return dict(self.fixed)
+
     def __getattr__(self, name: str) -> Any:
-        for key, value in object.__getattribute__(self, "fixed"):
-            if key == name:
-                return value
-        raise AttributeError(f"{name} is not compiled in")
+        if name.startswith("__") or name not in self._values:
+            raise AttributeError(f"{name} is not compiled in")
+        return self._values[name]
 
     def knows(self, name: str) -> bool:
         """Whether ``name`` is compiled in."""
-        return any(key == name for key, _ in self.fixed)
+        return name in self._values
 
     @property
     def stacked(self) -> bool:

@@ -59,14 +59,14 @@ def _walk(task: Any, place: Any, z: Any, x: Any, ps: Any, qs: Any, rs: Any, ss: 
                 row = x + (top + base * task.dilation_h) * task.x_row
                 taps = _reach(top, task.kernel_h, task.height, task.dilation_h)
                 low, high = max(r, taps[0]) - base, min(min(base + task.rows, rs[1]), taps[1]) - base
-                several = _several(task, top, p, ps[1])
-                if several:
+                done = 1
+                if task.lines > 1 and _several(task, top, p, ps[1]):
                     sums = _lines(task, sums, zp, row, shift, q, end, low, high, left)
-                elif high - low == task.rows:
+                    done = task.lines
+                elif task.lines == 1 and high - low == task.rows:
                     sums = _full(task, sums, zp, row, shift, q, end, low, high, left)
                 elif low < high:
                     sums = _clipped(task, sums, zp, row, shift, q, end, low, high, left)
-                done = task.lines if several else 1
                 p += done
                 zp += done * task.z_line
             tiles.store_sums(task, sums, at)
