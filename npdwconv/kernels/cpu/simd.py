@@ -129,14 +129,14 @@ class Vectors:
             self._call(name, ir.VoidType(), [value, pointer, I32(1), mask])
 
     def _store_count(self, value: Value, address: Value, size: int, count: int) -> None:
-        """Write the first ``count`` lanes: the half, quarter, … that ends with them, after the one that begins."""
+        """Write the first ``count`` lanes: half a vector, a quarter, … from the first, and as much up to the last."""
         most = value.type.count
-        while most > count > 0:
+        while most > count:
             most //= 2
-            for first in sorted({0, count - most} if most <= count else ()):
-                part = self.shuffle(value, value, range(first, first + most))
-                place = self.builder.inttoptr(self.at(address, first * size), part.type.as_pointer())
-                self.builder.store(part, place, align=1)
+        for first in sorted({0, count - most}) if count else ():
+            part = self.shuffle(value, value, range(first, first + most))
+            place = self.builder.inttoptr(self.at(address, first * size), part.type.as_pointer())
+            self.builder.store(part, place, align=1)
 
     def _store_first(self, value: Value, address: Value, size: int, mask: Value) -> None:
         """Write the first lanes, as many as ``mask`` keeps: all, or half of them, half of the rest, and so on."""

@@ -63,7 +63,7 @@ def _walk(task: Any, place: Any, z: Any, x: Any, ps: Any, qs: Any, rs: Any, ss: 
                 if task.lines > 1 and _several(task, top, p, ps[1]):
                     sums = _lines(task, sums, zp, row, shift, q, end, low, high, left)
                     done = task.lines
-                elif task.lines == 1 and high - low == task.rows:
+                elif (task.lines == 1 or task.rows == 1) and high - low == task.rows:
                     sums = _full(task, sums, zp, row, shift, q, end, low, high, left)
                 elif low < high:
                     sums = _clipped(task, sums, zp, row, shift, q, end, low, high, left)
