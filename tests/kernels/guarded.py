@@ -129,6 +129,21 @@ def call_far() -> None:
     print("done")
 
 
+def call_covering() -> None:
+    """Kernels that cover rows of the image, in tiles that are the plane and in tiles of a few rows."""
+    from kernels import situations
+
+    from npdwconv.kernels.cpu import planes
+
+    lanes, planes.MUCH = situations.LANES, 0  # however little work
+    for name, size, kernel in (
+        ("covers-plane", (7, lanes // 2 - 1), (13, 2 * lanes - 1)),
+        ("covers-rows", (7, lanes + 3), (9, 2 * lanes + 7)),
+    ):
+        call(situations.depthwise(name, 2, size, kernel, padding="same"), "integers", "channels_first")
+    print("done")
+
+
 def over(offset: int, *, at_end: bool, write: bool) -> None:
     """Read or write a byte ``offset`` from the end or the beginning of an array."""
     array = guarded(7, np.float32, at_end=at_end)
@@ -145,7 +160,7 @@ def main(which: str, kinds: str, *, turns: bool = False) -> None:
 
     for layout in ("channels_first", "channels_last") if "integers" in kinds else ():
         call_network(layout)
-    core = (*situations.CORE, *(situations.BY_NAME[name] for name in ("k13-covers", "multiplier-3")))
+    core = (*situations.CORE, situations.BY_NAME["multiplier-3"])
     chosen = {"core": core, "all": (*situations.CORE, *situations.MORE, *situations.SWEPT)}[which]
     for kind in kinds.split(","):
         for turn, s in enumerate(chosen):
