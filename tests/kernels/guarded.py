@@ -140,7 +140,8 @@ def call_covering() -> None:
         ("covers-plane", (7, lanes // 2 - 1), (13, 2 * lanes - 1)),
         ("covers-rows", (7, lanes + 3), (9, 2 * lanes + 7)),
     ):
-        call(situations.depthwise(name, 2, size, kernel, padding="same"), "integers", "channels_first")
+        for kind in ("integers", "float16"):
+            call(situations.depthwise(name, 2, size, kernel, padding="same"), kind, "channels_first")
     print("done")
 
 

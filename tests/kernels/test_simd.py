@@ -39,19 +39,22 @@ def _first_lanes(task, item):
     _put(task, task.source, task.target, item)
 
 
+def written(function, stored, lanes, target, item=0):
+    """``target`` after the kernel put lanes of 1, 2, 3, … there, and these numbers."""
+    source = np.arange(1, VALUES + 1).astype(target.dtype)
+    spec = Spec(("source", "target"), (("stored", stored), ("lanes", lanes)))
+    entry = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(Kernel(function).entry(spec))
+    block = np.array([source.ctypes.data, target.ctypes.data], np.int64)
+    entry(block.ctypes.data, item)
+    return target, source
+
+
 @pytest.mark.parametrize("stored", STORED)
 @pytest.mark.parametrize("lanes", [2, 4, 8])
 def test_the_first_lanes_and_no_other(stored, lanes, monkeypatch):
     monkeypatch.setattr(simd, "machine", lambda: AVX2)
-    kind = NUMPY.get(stored, stored)
-    source = np.arange(1, VALUES + 1).astype(kind)
-    put = Kernel(_first_lanes)
-    spec = Spec(("source", "target"), (("stored", stored), ("lanes", lanes)))
-    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(put.entry(spec))
     for count in range(lanes + 1):
-        target = np.zeros(VALUES, kind)
-        block = np.array([source.ctypes.data, target.ctypes.data], np.int64)
-        function(block.ctypes.data, count)
+        target, source = written(_first_lanes, stored, lanes, np.zeros(VALUES, NUMPY.get(stored, stored)), count)
         np.testing.assert_array_equal(target, np.where(np.arange(VALUES) < count, source, 0))
 
 
@@ -79,15 +82,8 @@ def _first_lanes_of_each(task, item):
 @pytest.mark.parametrize("lanes", [2, 4, 8])
 def test_as_many_lanes_as_is_known(stored, lanes, monkeypatch):
     monkeypatch.setattr(simd, "machine", lambda: AVX2)
-    kind = NUMPY.get(stored, stored)
-    source = np.arange(1, VALUES + 1).astype(kind)
-    spec = Spec(("source", "target"), (("stored", stored), ("lanes", lanes)))
-    function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)(
-        Kernel(_first_lanes_of_each).entry(spec)
-    )
-    target = np.zeros((lanes + 1, VALUES), kind)
-    block = np.array([source.ctypes.data, target.ctypes.data], np.int64)
-    function(block.ctypes.data, 0)
+    place = np.zeros((lanes + 1, VALUES), NUMPY.get(stored, stored))
+    target, source = written(_first_lanes_of_each, stored, lanes, place)
     np.testing.assert_array_equal(target, np.tri(lanes + 1, VALUES, -1) * source)
 
 

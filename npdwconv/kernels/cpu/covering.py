@@ -108,7 +108,7 @@ def cover(typing: Any, task: Any, sums: Any, x: Any, weight: Any, top: Any) -> A
         low, past = b.neg(top_), b.add(b.sub(height, top_), int64(1 - tile.rows))
         for outside in reversed(range(1, tile.rows)):
             corner(b.sub(low, int64(outside)), range(outside, tile.rows))
-        begin, end = _clamped(b, low, taps_h), _clamped(b, past, taps_h)
+        begin, end = v.clamped(low, taps_h), v.clamped(past, taps_h)
         _, *acc = repeat(
             b, b.sub(end, begin), [begin, *acc], lambda r, *held: [v.at(r, 1), *part(r, range(tile.rows), [*held])]
         )
@@ -117,9 +117,3 @@ def cover(typing: Any, task: Any, sums: Any, x: Any, weight: Any, top: Any) -> A
         return context.make_tuple(builder, sums, [taps.turned(total) for total in acc])
 
     return sums(task, sums, x, weight, top), generate
-
-
-def _clamped(builder: Any, value: Value, most: int) -> Value:
-    """``value``, at least 0 and at most ``most``."""
-    least = builder.select(builder.icmp_signed("<", value, int64(0)), int64(0), value)
-    return builder.select(builder.icmp_signed(">", least, int64(most)), int64(most), least)

@@ -111,12 +111,13 @@ def _known(function: Any, arguments: Any, node: Any) -> Any:
     raise _Unknown
 
 
+_OPERATORS = frozenset([max, min, range, *(getattr(operator, name) for name in operator.__all__)])
+_signatures: dict[tuple[Any, ...], Any] = {}  # of operators, by types of integers: Numba's are the same in all kernels
+
+
 class _Typing:
     """Numba's typing, asked only once what an operator makes of integers: before it knows, it tries what NumPy makes of
     arrays."""
-
-    _functions = frozenset([max, min, range, *(getattr(operator, name) for name in operator.__all__)])
-    _found: dict[tuple[Any, ...], Any] = {}  # noqa: RUF012 (one for all)
 
     def __init__(self, context: Any) -> None:
         self._context = context
@@ -128,12 +129,12 @@ class _Typing:
         plain = tuple(map(types.unliteral, arguments))
         integers = all(isinstance(kind, (types.Integer, types.Boolean)) for kind in plain)
         known = all(isinstance(kind, types.Literal) for kind in arguments)  # some operators give literals for literals
-        if known or named or not integers or getattr(function, "typing_key", None) not in self._functions:
+        if known or named or not integers or getattr(function, "typing_key", None) not in _OPERATORS:
             return self._context.resolve_function_type(function, arguments, named)
         key = (function, plain)
-        if key not in self._found:
-            self._found[key] = self._context.resolve_function_type(function, plain, named)
-        return self._found[key]
+        if key not in _signatures:
+            _signatures[key] = self._context.resolve_function_type(function, plain, named)
+        return _signatures[key]
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)
@@ -145,10 +146,9 @@ class _Types(NopythonTypeInference):
     def run_pass(self, state: Any) -> bool:
         context, state.typingctx = state.typingctx, _Typing(state.typingctx)
         try:
-            super().run_pass(state)
+            return bool(super().run_pass(state))
         finally:
             state.typingctx = context
-        return True
 
 
 @register_pass(mutates_CFG=True, analysis_only=False)

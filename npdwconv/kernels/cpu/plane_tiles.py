@@ -46,7 +46,8 @@ def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, li
 
 
 def shape_covering(h: Axis, w: Axis, lanes: int) -> Shape:
-    """The tile of a kernel that covers rows: whole rows, never more of them than the image has."""
+    """The tile of a kernel that covers rows: whole rows, no more than the image has, so that none is missing at the top
+    and another at the bottom."""
     height, vectors = h.first.out, -(-w.first.out // lanes)
     most = min(most_of_covering() // vectors, h.first.size)
     rows = height if height <= most else _rows(height, range(1, most + 1), most)

@@ -27,7 +27,10 @@ from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
 FEWEST, MOST, GRAIN = 16, 64, 100_000  # work items of a launch, and multiply-adds that make taking one worth while
-NEAR, FEW = 1 << 15, 8  # bytes of input rows of such a tile's block, half of that where they are fetched; rows at least
+NEAR, FEW = (
+    1 << 15,
+    8,
+)  # bytes of input rows of a rolling tile's block, half of that where they are fetched; rows at least
 SQUARE = (3, 5, 7)  # extents of square kernels that are compiled in
 ONE_ROW = (3, 4, 5, 7)  # and of kernels over a single row
 
@@ -225,7 +228,8 @@ class Plan:
             names |= {"row_step", "width", "low_w", "kernel_w", "taps_h", "tap_h", "tap_w", "tap_step_w", "tap_pitch"}
         if self.tile[0].whole:
             names |= {"height", "low_h", "out_rows", "tiles", "block_tiles"}
-            names |= set() if machine().masks else {"out_columns", "out_w", "width", "low_w", "full_w", "out_plane"}
+            if not machine().masks:
+                names |= {"out_columns", "out_w", "width", "low_w", "full_w", "out_plane"}
         return {name: numbers[name] for name in sorted(names)}
 
     def _fixed(self, numbers: dict[str, int]) -> dict[str, Fixed]:

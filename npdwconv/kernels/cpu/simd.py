@@ -56,6 +56,12 @@ class Vectors:
         """``offset`` items of ``step`` bytes, in bytes."""
         return self.builder.mul(offset, int64(step))
 
+    def clamped(self, value: Value, most: int) -> Value:
+        """A number, at least 0 and at most ``most``."""
+        b = self.builder
+        least = b.select(b.icmp_signed("<", value, int64(0)), int64(0), value)
+        return b.select(b.icmp_signed(">", least, int64(most)), int64(most), least)
+
     # values
 
     def constant(self, value: float) -> Value:
@@ -197,7 +203,7 @@ class Vectors:
     def between(self, low: Value, high: Value) -> Value:
         """The mask of the lanes i with low ≤ i < high."""
         b, iota = self.builder, self.iota(I32)
-        ends = [b.trunc(self._clamped(end), I32) for end in (low, high)]
+        ends = [b.trunc(self.clamped(end, self.lanes), I32) for end in (low, high)]
         first, last = (self.splat(end) for end in ends)
         return b.and_(b.icmp_signed(">=", iota, first), b.icmp_signed("<", iota, last))
 
@@ -226,11 +232,6 @@ class Vectors:
         return b.extract_element(value, I32(0))
 
     # private
-
-    def _clamped(self, value: Value) -> Value:
-        b = self.builder
-        least = b.select(b.icmp_signed("<", value, int64(0)), int64(0), value)
-        return b.select(b.icmp_signed(">", least, int64(self.lanes)), int64(self.lanes), least)
 
     def _suffix(self) -> str:
         return f"v{self.lanes}{_short(self.scalar)}"
