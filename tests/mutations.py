@@ -323,6 +323,18 @@ MUTATIONS = [
         "low, past = v.at(b.neg(top_), 1),",
     ),
     Mutation(
+        "a single row's taps a vector apart swapped",
+        f"{CPU}/taps.py",
+        "(number - i, weights[i])",
+        "(number - i, weights[-1 - i])",
+    ),
+    Mutation(
+        "a single row's padding counts",
+        f"{CPU}/taps.py",
+        "b.neg(first), b.sub(width, first)",
+        "b.neg(first), int64(v.lanes)",
+    ),
+    Mutation(
         "the last results on their way past the caches are lost",
         f"{CPU}/rolled_pixels.py",
         "for r in range(count):",

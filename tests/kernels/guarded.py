@@ -145,6 +145,21 @@ def call_covering() -> None:
     print("done")
 
 
+def call_along() -> None:
+    """Kernels over a single row, a vector of which serves taps a vector apart."""
+    from kernels import situations
+
+    lanes = situations.LANES
+    for kind, width, kernel, dilation in (
+        ("integers", 3 * lanes + 1, 2 * lanes - 1, 1),
+        ("float16", lanes - 1, lanes + 1, 1),
+        ("integers", 2 * lanes, 5, 3),
+    ):
+        s = situations.depthwise(f"along-{width}-{kernel}", 2, (width,), (kernel,), padding="same", dilation=dilation)
+        call(s, kind, "channels_first")
+    print("done")
+
+
 def over(offset: int, *, at_end: bool, write: bool) -> None:
     """Read or write a byte ``offset`` from the end or the beginning of an array."""
     array = guarded(7, np.float32, at_end=at_end)

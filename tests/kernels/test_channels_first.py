@@ -82,6 +82,17 @@ def test_extents_around_the_tile(height, stride):
         Case(geometry((height, width), 3, stride)).check()
 
 
+@pytest.mark.parametrize("width", [1, LANES + 1, 3 * LANES - 1, 9 * LANES + 3])
+def test_a_single_row(width):
+    """Taps a vector apart together, and those that have none; a tap that no padding meets is not seen in it."""
+    for kernel in (2, LANES - 1, LANES + 1, 2 * LANES, 2 * LANES + 1, 4 * LANES + 3):
+        for dilation in (1, 3) if kernel < 2 * LANES else (1,):
+            case = Case(geometry((width,), kernel, 1, dilation))
+            case.check()
+            case.x[case.x == 0], case.weight[:, 0] = 1, np.inf
+            np.testing.assert_array_equal(case.forward(), case.expected())
+
+
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize(("width", "streams"), [(4 * FLOATS, True), (12 * FLOATS, True), (5 * FLOATS + 2, False)])
 def test_past_the_caches(monkeypatch, width, streams, kernel, stride):

@@ -80,6 +80,11 @@ def test_kernels_that_cover_rows_stay_inside(lanes: int):
     assert finish(start("from kernels import guarded; guarded.call_covering()", NPDWCONV_LANES=lanes)).endswith("done")
 
 
+@pytest.mark.parametrize("lanes", EACH_LANES)
+def test_kernels_over_a_single_row_stay_inside(lanes: int):
+    assert finish(start("from kernels import guarded; guarded.call_along()", NPDWCONV_LANES=lanes)).endswith("done")
+
+
 def test_float16_stays_inside():
     stays_inside("core", "float16", LANES, turns=True)
 

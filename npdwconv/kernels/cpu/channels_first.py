@@ -27,6 +27,8 @@ from npdwconv.kernels.cpu.rolling import rolled
 from npdwconv.kernels.cpu.taps import (
     after_lanes,
     after_plain,
+    along_once,
+    along_twice,
     before_lanes,
     before_plain,
     single_lanes,
@@ -84,6 +86,23 @@ def _sliding(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, ins
 
 
 @inlined
+def _along(task: Any, sums: Any, x: Any, weight: Any, left: Any) -> Any:
+    """Any kernel over a single row, whose taps a vector apart share what they read."""
+    weight += task.tap_w * task.weight_size
+    both = 2 * task.lanes if task.paired else task.lanes
+    for block in range(0, task.taps_w, both):
+        count = min(task.taps_w - block, both)
+        for s in range(block, block + min(count, task.lanes)):
+            row = x + s * task.dilation_w * task.source_size
+            w = weight + s * task.tap_step_w * task.weight_size
+            if task.paired and s - block < count - task.lanes:
+                sums = along_twice(task, sums, row, w, left + s * task.dilation_w)
+            else:
+                sums = along_once(task, sums, row, w, left + s * task.dilation_w)
+    return sums
+
+
+@inlined
 def _single(task: Any, sums: Any, x: Any, weight: Any, top: Any, left: Any, inside: Any, array: Any) -> Any:
     """Any kernel, tap by tap."""
     plain = array or (inside and not task.merges)
@@ -110,6 +129,8 @@ def _add_plane(
         return _unrolled(task, sums, x, weight, top, left, inside, array, ahead)
     if task.covers:
         return cover(task, sums, x - (top * task.width + left) * task.source_size, weight, top)
+    if task.along:
+        return _along(task, sums, x, weight, left)
     if task.sliding:
         return _sliding(task, sums, x, weight, top, left, inside, array)
     return _single(task, sums, x, weight, top, left, inside, array)

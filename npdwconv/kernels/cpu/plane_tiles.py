@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from npdwconv.kernels.cpu.axes import Axis
+from npdwconv.kernels.cpu.axes import ONE, Axis
 from npdwconv.kernels.cpu.columns import HELD
 from npdwconv.kernels.cpu.machine import machine
 
@@ -59,12 +59,19 @@ def shape_run(h: Axis, w: Axis, lanes: int) -> tuple[Shape, bool]:
     height, width, taps = -(-h.first.out // h.first.dilation), -(-w.first.out // lanes), h.taps
     sliding = h.first.stride == 1 and taps >= 4
     vectors = 1 if width == 1 or width == 3 else 2
+    if along(h, w):
+        return Shape(1, _rows(width, range(1, _sums() + 1), _sums())), False
     if h.first.out == 1:
         vectors, sliding = 4 if width > 2 else vectors, False
     if not sliding:
         height = h.first.out
     most = min(_sums() // vectors, taps if sliding else _sums())
     return Shape(_rows(height, (14, 7, 4, 2, 1), most), vectors), sliding
+
+
+def along(h: Axis, w: Axis) -> bool:
+    """Whether there is a single row, whose vectors meet sums that are neighbours."""
+    return h.sweeps == (ONE,) and w.first.stride == 1
 
 
 def most_of_covering() -> int:

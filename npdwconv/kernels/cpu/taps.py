@@ -3,6 +3,7 @@
 For one column of taps the input rows pass under a tile of output rows. Where every output row counts the passing row
 (`steady`), it is loaded once for all of them; the rows before and after, which only some count, are unrolled
 (`corner`). That needs output rows one row of taps apart; with another row step each tap is taken by itself (`single`).
+A single row is its own: a vector of it meets the next vector's sums with the tap a vector further on (`along`).
 """
 
 from __future__ import annotations
@@ -128,3 +129,49 @@ steady_plain, steady_lanes = _steady("plain"), _steady("lanes")
 before_plain, before_lanes = _corner("plain", after=False), _corner("lanes", after=False)
 after_plain, after_lanes = _corner("plain", after=True), _corner("lanes", after=True)
 single_plain, single_lanes = _single("plain"), _single("lanes")
+
+
+def _along(taps: int) -> Any:
+    @intrinsic
+    def along(typing: Any, task: Any, sums: Any, x: Any, weight: Any, left: Any) -> Any:
+        """Add a tap of a single row to every sum, and with two ``taps`` the one as many columns on as a vector has.
+
+        The first vector that is read is at ``x``, in column ``left``: each is loaded once for both taps.
+        """
+        spec, tile = task.spec, Tile(task.spec)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            task_, sums_, x_, weight_, left_ = arguments
+            v, b = tile.vectors_of(builder), builder
+            width = field_or_fixed(b, spec, task_, "width")
+            stored, size = str(spec.source_type), int(spec.source_size)
+            step = v.index(field_or_fixed(b, spec, task_, "tap_step_w"), int(spec.weight_size) * v.lanes)
+            weights = [Weights(v, spec, v.at(weight_, b.mul(step, int64(i)))).tap(0, 0) for i in range(taps)]
+            acc = [b.extract_value(sums_, i) for i in range(tile.sums)]
+            for number in range(tile.vectors + taps - 1):
+                first = b.add(left_, int64(number * v.lanes))
+                at = v.at(x_, number * v.lanes * size)
+                reads = [(number - i, weights[i]) for i in range(taps) if 0 <= number - i < tile.vectors]
+                begins, last = b.icmp_signed(">=", first, int64(0)), b.add(first, int64(v.lanes))
+                inside = b.and_(begins, b.icmp_signed("<=", last, width))
+                with where(b, inside, acc) as changed:
+                    value = v.load(at, stored)
+                    for place, weight_of in reads:
+                        changed[place] = v.fma(value, weight_of, changed[place])
+                with where(b, b.not_(inside), acc) as changed:
+                    exist = v.between(b.neg(first), b.sub(width, first))
+                    value = v.load(at, stored, exist)
+                    for place, weight_of in reads:
+                        if tile.merges:
+                            changed[place] = v.fma(value, weight_of, changed[place], exist)
+                        else:
+                            counted = b.select(exist, weight_of, v.zero())
+                            changed[place] = v.fma(value, counted, changed[place])
+            return context.make_tuple(builder, sums, acc)
+
+        return sums(task, sums, x, weight, left), generate
+
+    return along
+
+
+along_once, along_twice = _along(1), _along(2)
