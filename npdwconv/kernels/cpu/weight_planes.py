@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from llvmlite import ir
@@ -37,7 +38,7 @@ def _turn(side: str, *, full: bool) -> Any:
     def turn(typing: Any, task: Any, source: Any, channel: Any, left: Any, out: Any, ahead: Any) -> Any:
         """Write a vector a pixel: ``left`` pixels at ``source``, in the planes of ``channel`` and those that follow.
 
-        As many vectors are written as a vector has lanes; those past ``left`` hold nothing of meaning. What is
+        At most as many vectors are written as a vector has lanes; those past ``left`` hold nothing of meaning. What is
         ``ahead`` bytes further on is fetched, if anything is.
         """
         spec = task.spec
@@ -55,9 +56,12 @@ def _turn(side: str, *, full: bool) -> Any:
                 places.append(v.at(source_, builder.mul(plane, pitch)))
                 if spec.fetches:
                     prefetch(builder, v.at(places[-1], ahead_))
-            exists = None if full else v.between(int64(0), left_)
-            for pixel, value in enumerate(transposed(v, places, stored, exists)):
-                v.store(value, v.at(out_, int64(pixel * v.lanes * v.bytes)))
+            for first in range(0, v.lanes, CHUNK // v.bytes):
+                more = builder.icmp_signed(">", left_, int64(first))
+                with nullcontext() if full else builder.if_then(more):
+                    some = None if full else builder.sub(left_, int64(first))
+                    for pixel, value in enumerate(columns(v, places, stored, first, some), first):
+                        v.store(value, v.at(out_, int64(pixel * v.lanes * v.bytes)))
             return context.get_dummy_value()
 
         return types.none(task, source, channel, left, out, ahead), generate
@@ -109,27 +113,22 @@ def _lay_some(side: str) -> Any:
     return lay
 
 
-def transposed(v: Vectors, places: list[Value], stored: str, exists: Value | None) -> list[Value]:
-    """The columns of the square block whose rows begin at ``places``.
+def transposed(v: Vectors, places: list[Value], stored: str) -> list[Value]:
+    """The columns of the square block whose rows begin at ``places``."""
+    return [column for first in range(0, v.lanes, CHUNK // v.bytes) for column in columns(v, places, stored, first)]
 
-    Chunks of rows are put together so that every chunk of every column is already in its place; what remains is to
+
+def columns(v: Vectors, places: list[Value], stored: str, first: int, left: Value | None = None) -> list[Value]:
+    """A chunk of those columns, from number ``first`` on, of which ``left`` exist (all without it).
+
+    Chunks of rows are put together so that the chunk of every column is already in its place; what remains is to
     transpose small squares inside the chunks, all of a vector at once.
     """
     width = CHUNK // v.bytes
-    narrow = Vectors(v.builder, v.dtype, width)
-    size = STORED[stored][1]
-    rows = [] if exists is None else [v.load(place, stored, exists) for place in places]
-
-    def chunk(row: int, number: int) -> Value:
-        if exists is None:
-            return narrow.load(v.at(places[row], int64(number * width * size)), stored)
-        return v.shuffle(rows[row], rows[row], range(number * width, (number + 1) * width))
-
-    columns = []
-    for number in range(v.lanes // width):
-        square = [_joined(v, [chunk(row, number) for row in range(first, v.lanes, width)]) for first in range(width)]
-        columns += _squares(v, square, width)
-    return columns
+    narrow, offset = Vectors(v.builder, v.dtype, width), int64(first * STORED[stored][1])
+    exists = None if left is None else narrow.between(int64(0), left)
+    rows = [narrow.load(v.at(place, offset), stored, exists) for place in places]
+    return _squares(v, [_joined(v, rows[row::width]) for row in range(width)], width)
 
 
 def _joined(v: Vectors, parts: list[Value]) -> Value:
@@ -175,7 +174,7 @@ def spread(typing: Any, task: Any, source: Any, out: Any, taps: Any, channels: A
         pitch = field(builder, spec, task_, "out_channel")
         places = [v.at(source_, int64(tap * v.lanes * v.bytes)) for tap in range(v.lanes)]
         exists = v.between(int64(0), taps_)
-        for lane, value in enumerate(transposed(v, places, spec.dtype, None)):
+        for lane, value in enumerate(transposed(v, places, spec.dtype)):
             with builder.if_then(builder.icmp_signed("<", int64(lane), channels_), likely=True):
                 v.store(value, v.at(out_, builder.mul(pitch, int64(lane))), spec.out_type, exists)
         return context.get_dummy_value()
