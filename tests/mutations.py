@@ -335,6 +335,12 @@ MUTATIONS = [
         "b.neg(first), int64(v.lanes)",
     ),
     Mutation(
+        "two planes of an adjoint written to one",
+        f"{CPU}/column_tiles.py",
+        "plane = self.twin if own and k else None",
+        "plane = None",
+    ),
+    Mutation(
         "the last results on their way past the caches are lost",
         f"{CPU}/rolled_pixels.py",
         "for r in range(count):",

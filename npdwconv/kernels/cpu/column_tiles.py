@@ -228,13 +228,15 @@ class Output:
         """The vectors of all column phases at one place of the tile."""
         v = self.v
         activated = [self._activate(z) for z in parts]
+        own = self.twin is not None and len(parts) > 1  # two phases of half the lanes are a vector for each plane
         for k, value in enumerate(interleave(v, activated)):
-            column = (vector * len(parts) + k) * v.lanes
+            column = 0 if own else (vector * len(parts) + k) * v.lanes
+            plane = self.twin if own and k else None
             mask = self._exist(column)
             if self.other_stored:
-                factor = self._at(other, row, column, self.other_stored)
-                value = v.builder.fmul(self._read(factor, mask), value, flags=("contract", "nsz"))
-            self._store(value, self._at(out, row, column, self.stored), mask)
+                factor = self._at(other, row, column, self.other_stored, plane)
+                value = v.builder.fmul(self._read(factor, mask, own=own), value, flags=("contract", "nsz"))
+            self._store(value, self._at(out, row, column, self.stored, plane), mask, own=own)
 
     def _exist(self, column: int) -> Value | None:
         """The mask of the columns that exist, of a vector from this one on; None where all do."""
@@ -253,21 +255,22 @@ class Output:
             return activate.derivative(self.v, self.activation, z)
         return activate.activate(self.v, self.activation, z)
 
-    def _at(self, origin: Value, row: int, column: int, stored: str) -> Value:
+    def _at(self, origin: Value, row: int, column: int, stored: str, plane: Value | None) -> Value:
         size = STORED[stored][1]
         rows = self.v.builder.mul(self.pitch, int64(row * size))
-        return self.v.at(origin, rows, column * self.step * size)
+        place = self.v.at(origin, rows, column * self.step * size)
+        return place if plane is None else self.v.at(place, self.v.index(plane, size))
 
-    def _read(self, address: Value, mask: Value | None) -> Value:
-        if self.twin is not None:
+    def _read(self, address: Value, mask: Value | None, *, own: bool) -> Value:
+        if self.twin is not None and not own:
             twin = self.v.index(self.twin, STORED[self.other_stored][1])
             return twin_load(self.v, address, twin, self.other_stored, mask)
         if self.step == 1:
             return self.v.load(address, self.other_stored, mask)
         return self.v.gather(address, int64(self.step * STORED[self.other_stored][1]), self.other_stored, mask)
 
-    def _store(self, value: Value, address: Value, mask: Value | None) -> None:
-        if self.twin is not None:
+    def _store(self, value: Value, address: Value, mask: Value | None, *, own: bool) -> None:
+        if self.twin is not None and not own:
             narrow, *lanes = halves(self.v)
             some = None if mask is None else self.v.shuffle(mask, mask, lanes[0])
             for half in lanes:

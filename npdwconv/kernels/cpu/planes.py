@@ -149,11 +149,16 @@ class Plan:
 
     @cached_property
     def mates(self) -> int:
-        """How many planes share a vector: two, of which each has half of the lanes, where that is wide enough."""
-        single = self.depth == ONE and prod(self.channels.values()) == len(self.h.sweeps) == len(self.w.sweeps) == 1
-        narrow = self.w.first.out <= self.lanes // 2 and (self.w.first.stride == 1 or self._narrow())
+        """How many planes share a vector: two, of which each has half of the lanes, where that is wide enough.
+
+        That is for tiles that hold a plane, and for the two phases of an adjoint, which interleave to a vector a plane.
+        """
+        w, phases = self.w, (len(self.h.sweeps), len(self.w.sweeps))
+        single = self.depth == ONE and prod(self.channels.values()) == 1
+        narrow = w.first.out <= self.lanes // 2 and (w.first.stride == 1 or self._narrow())
         even = self.call.out[1] % 2 == 0 and machine().name == "AVX-512"
-        return 2 if self.tile[0].whole and single and narrow and even else 1
+        fits = phases == (2, 2) or (phases == (1, 1) and self.tile[0].whole)
+        return 2 if fits and single and narrow and even else 1
 
     @property
     def _traffic(self) -> tuple[int, int]:

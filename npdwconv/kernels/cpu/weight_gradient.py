@@ -221,7 +221,7 @@ def _plan_laid(job: _Job, group: int) -> _Plan:
 def _rolls(job: _Job) -> bool:
     """Whether planes are wide, and taps so few that all of their sums stay in registers.
 
-    With masks, which cost little, that is two thirds of a vector: turning planes costs more than the lanes that are left.
+    With masks, which cost little, that is two thirds of a vector: turning costs more than the lanes that are left.
     """
     d, h, w = job.axes
     few = d.kernel == d.size == 1 and 1 < h.kernel * w.kernel <= 9 and h.kernel > 1
