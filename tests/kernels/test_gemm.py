@@ -296,6 +296,7 @@ def test_six_rows_that_are_neighbours_lie_across_lines(monkeypatch):
 
 def test_lines_that_are_read_anew(monkeypatch):
     """A transposed weight of 512 columns, lines 2 KB apart, does not stay in half a megabyte; one of 128 does."""
+    monkeypatch.setattr(cuts, "TILES", TILES)
     monkeypatch.setattr(products, "second", lambda: 512 << 10)
     monkeypatch.setattr(products, "machine", lambda: next(m for m in MACHINES if m.name == "AVX2"))
 
