@@ -341,6 +341,12 @@ MUTATIONS = [
         "plane = None",
     ),
     Mutation(
+        "both planes' sums are the first one's",
+        f"{CPU}/weight_rolling.py",
+        "v.shuffle(value, value, lanes)",
+        "v.shuffle(value, value, both[0])",
+    ),
+    Mutation(
         "the last results on their way past the caches are lost",
         f"{CPU}/rolled_pixels.py",
         "for r in range(count):",

@@ -40,6 +40,7 @@ TESTS = {
         "kernels/test_channels_first.py::test_past_the_caches",
         "kernels/test_channels_first.py::test_a_single_row",
         "kernels/test_channels_first.py::test_two_planes_of_an_adjoint_in_a_vector",
+        "kernels/test_weight_gradient.py::test_two_planes_in_a_vector",
         "kernels/test_channels_last.py::test_past_the_caches",
         "kernels/test_ready.py",
         "kernels/test_pipeline.py",

@@ -172,6 +172,22 @@ def test_an_item_writes_the_channels_that_are_its_own():
     assert np.isnan(weight[own:]).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("channels", [(0, 6), (2, 0), (1, 1)])
+@pytest.mark.parametrize(("extents", "stride"), [((7, 7), 1), ((17, 8), 1), ((14, 14), 2), ((15, 15), 2)])
+def test_two_planes_in_a_vector(extents, stride, channels, dtype):
+    """Of an even number of channels two neighbours' planes share a vector; what is beside them counts for nothing."""
+    height, width = extents[0] * LANES // 16, extents[1] * LANES // 16
+    case = Case((height, width), (3, 3), stride=stride, channels=channels, batch=3)
+    dtypes = (dtype, dtype, "float32")
+    z, x, g = arrays(case, "channels_first", dtypes[:2])
+    plan = weight_gradient._plan(z.shape, x.shape, (z.dtype, x.dtype, np.dtype("f")), g.axes, "channels_first")
+    shared = machine().name == "AVX-512" and case.count % 2 == 0
+    assert (plan.sum_chunks.spec.knows("mates") and plan.sum_chunks.spec.mates == 2) == shared
+    ours, theirs = gradients(case, "channels_first", dtypes)
+    np.testing.assert_array_equal(ours, theirs)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_fetching_ahead_changes_nothing(monkeypatch, stride):
     """Blocks and images that come next are only asked for; past the last one there is nothing."""

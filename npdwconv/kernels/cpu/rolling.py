@@ -143,11 +143,11 @@ def _roll(reads: str) -> Any:
     return roll
 
 
-def columns_under(v: Vectors, tile: Tile, task: Value, q: Value, reads: str) -> Columns:
-    """The input columns of the results from column ``q`` on."""
+def columns_under(v: Vectors, tile: Tile, task: Value, q: Value, reads: str, twin: Value | None = None) -> Columns:
+    """The input columns of the results from column ``q`` on, ``twin`` bytes further on those of half the lanes."""
     b, spec = v.builder, tile.spec
     width, low = (field_or_fixed(b, spec, task, name) for name in ("width", "low_w"))
-    return Columns(v, tile, b.sub(b.mul(q, int64(tile.column_step)), low), width, reads)
+    return Columns(v, tile, b.sub(b.mul(q, int64(tile.column_step)), low), width, reads, twin)
 
 
 def _output(v: Vectors, tile: Tile, task: Value, pitch: Value, q: Value, reads: str) -> Output:

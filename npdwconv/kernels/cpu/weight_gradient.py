@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,13 +38,13 @@ from npdwconv.kernels.cpu.weight_blocks import (
     space,
     tile_of,
 )
+from npdwconv.kernels.cpu.weight_jobs import Job
 from npdwconv.kernels.cpu.weight_kernels import collect, laid, rows
 from npdwconv.kernels.cpu.weight_rolling import rolled
 from npdwconv.layouts import Array, split_shape
 
 GROUP, LARGE_GROUP = 4, 16  # vectors of channels, neighbours in memory, that an item walks together
 LARGE = 4_000_000  # bytes of z and x above which they come from far away, and longer runs come faster
-ROLLING = 7  # vectors of a row from which on rolling is faster than turning, if lanes that do not count cost something
 ITEMS = 8  # that a launch aims at: enough for any number of threads worth having
 
 
@@ -75,48 +74,6 @@ class _Plan(NamedTuple):
         self.collect(partial, grad_weight)
 
 
-class _Job(NamedTuple):
-    """What there is to sum: stored dtypes of z, x and the weight, channels, and the spatial axes, padded to three."""
-
-    stored: tuple[str, str, str]
-    batch: int
-    z_channels: int
-    x_channels: int
-    axes: tuple[Axis, ...]  # three
-
-    @property
-    def channels(self) -> int:
-        return max(self.z_channels, self.x_channels)
-
-    @property
-    def dtype(self) -> str:
-        """In which sums are kept."""
-        return STORED[self.stored[2]][2]
-
-    @property
-    def size(self) -> int:
-        return STORED[self.dtype][1]
-
-    @property
-    def lanes(self) -> int:
-        return machine().lanes(self.size)
-
-    def sizes(self) -> tuple[int, int]:
-        """Bytes of a stored value of z and of x."""
-        return STORED[self.stored[0]][1], STORED[self.stored[1]][1]
-
-    def nbytes(self) -> int:
-        """Of z and x."""
-        outs, sizes = [axis.out for axis in self.axes], [axis.size for axis in self.axes]
-        z_size, x_size = self.sizes()
-        return self.batch * (self.z_channels * prod(outs) * z_size + self.x_channels * prod(sizes) * x_size)
-
-    def work(self) -> int:
-        """Multiply-adds."""
-        outs, taps = [axis.out for axis in self.axes], [axis.kernel for axis in self.axes]
-        return self.batch * self.channels * prod(outs) * prod(taps)
-
-
 @lru_cache(maxsize=512)
 def _plan(
     z_shape: tuple[int, ...],
@@ -128,21 +85,21 @@ def _plan(
     stored = dtypes[0].name, dtypes[1].name, dtypes[2].name
     batch, z_channels, _ = split_shape(layout, z_shape)
     missing = (Axis(1, 1, 1, 1, 1, 0, 0),) * (3 - len(axes))
-    job = _Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))
+    job = Job(stored, batch, z_channels, split_shape(layout, x_shape)[1], (*missing, *axes))
     if layout == "channels_last":
         group = _together(job)
         return _plan_laid(job, group) if group else _plan_direct(job)
-    return _plan_rolled(job) if _rolls(job) else _plan_laid(job, 0)
+    return _plan_rolled(job) if job.rolls() else _plan_laid(job, 0)
 
 
-def _together(job: _Job) -> int:
+def _together(job: Job) -> int:
     """Vectors of channels that are laid out together in channels_last; 0 where z and x are read where they are."""
     d, h, w = job.axes
     vectors, items = -(-job.channels // _used(job)), -(-ITEMS // job.batch)
     return laid_together(h, w, job.lanes, job.lanes * job.size, vectors, items) if d.kernel == 1 else 0
 
 
-def _plan_direct(job: _Job) -> _Plan:
+def _plan_direct(job: Job) -> _Plan:
     """Channels last: z and x are read where they are."""
     _, h, w = job.axes
     used = _used(job)
@@ -170,7 +127,7 @@ def _plan_direct(job: _Job) -> _Plan:
     return _launches(job, rows, tile, {"laid": False, "tail": job.channels < used}, numbers, used, groups, chunks)
 
 
-def _plan_laid(job: _Job, group: int) -> _Plan:
+def _plan_laid(job: Job, group: int) -> _Plan:
     """Blocks of ``group`` vectors of channels are laid out; 0 where channels come first, and planes are turned."""
     d, h, w = job.axes
     turned, vector = not group, job.lanes * job.size
@@ -187,7 +144,7 @@ def _plan_laid(job: _Job, group: int) -> _Plan:
     numbers = {
         "final": job.channels - 1,
         "groups": groups,
-        "whole": 0 if max(_shares(job)) > 1 else job.channels // job.lanes,
+        "whole": 0 if max(job.shares()) > 1 else job.channels // job.lanes,
         "space": space(z_space, cover.vectors - cover.height * cover.width, vector) * vector,
         "block": block,
         "units": units,
@@ -218,25 +175,15 @@ def _plan_laid(job: _Job, group: int) -> _Plan:
     return _launches(job, laid, tile, fixed | (steps if turned else {}), numbers, used, groups, chunks)
 
 
-def _rolls(job: _Job) -> bool:
-    """Whether planes are wide, and taps so few that all of their sums stay in registers.
-
-    With masks, which cost little, that is two thirds of a vector: turning costs more than the lanes that are left.
-    """
-    d, h, w = job.axes
-    few = d.kernel == d.size == 1 and 1 < h.kernel * w.kernel <= 9 and h.kernel > 1
-    wide = job.lanes * 2 // 3 + 1 if machine().masks else ROLLING * job.lanes * w.stride
-    return few and is_dense(h, w) and h.stride == w.stride and w.out >= wide
-
-
-def _plan_rolled(job: _Job) -> _Plan:
+def _plan_rolled(job: Job) -> _Plan:
     """Channels first, wide planes: lanes are columns, and only sums are turned."""
     _, h, w = job.axes
-    (z_type, x_type, _), (z_size, x_size), (z_each, x_each) = job.stored, job.sizes(), _shares(job)
+    (z_type, x_type, _), (z_size, x_size), (z_each, x_each) = job.stored, job.sizes(), job.shares()
     height = min(h.out, max(FEW, NEAR // (w.size * x_size)))
     blocks = -(-h.out // height)
     block, chunks = _chunks(job.batch * blocks, job.channels)
-    group = -(-job.channels // items_of(job.work()))
+    mates = job.mates()
+    group = -(-job.channels // (mates * items_of(job.work()))) * mates
     groups = -(-job.channels // group)
     alive = -(-h.kernel // h.stride)
     fetches = caches.fetched(job.nbytes())
@@ -255,7 +202,8 @@ def _plan_rolled(job: _Job) -> _Plan:
         "rows": alive,
         "vectors": 1,
         "splits": 1,
-        "parts": w.stride,
+        "mates": mates,
+        "parts": 1 if mates > 1 else w.stride,
         "late": (h.kernel - 1) // h.stride,
         "row_taps": written(taps[0]),
         "column_taps": written(taps[1]),
@@ -293,14 +241,9 @@ def _plan_rolled(job: _Job) -> _Plan:
     return _collected(job, first, sums, chunks)
 
 
-def _shares(job: _Job) -> tuple[int, int]:
-    """Channels of the weight for each channel of z and of x."""
-    return job.channels // job.z_channels, job.channels // job.x_channels
-
-
-def _used(job: _Job) -> int:
+def _used(job: Job) -> int:
     """Lanes that count of a vector of channels in channels_last."""
-    return lanes_used(job.lanes, max(_shares(job)))
+    return lanes_used(job.lanes, max(job.shares()))
 
 
 def _chunks(units: int, across: int) -> tuple[int, int]:
@@ -310,7 +253,7 @@ def _chunks(units: int, across: int) -> tuple[int, int]:
 
 
 def _launches(
-    job: _Job,
+    job: Job,
     kernel: Kernel,
     tile: Tile,
     layout: Mapping[str, Fixed],
@@ -321,7 +264,7 @@ def _launches(
 ) -> _Plan:
     """``across`` · ``chunks`` items that sum, and what adds the chunks' sums of ``used`` channels a vector."""
     d, h, w = job.axes
-    (z_type, x_type, _), (z_size, x_size), (z_each, x_each) = job.stored, job.sizes(), _shares(job)
+    (z_type, x_type, _), (z_size, x_size), (z_each, x_each) = job.stored, job.sizes(), job.shares()
     shared: dict[str, Fixed] = {"lanes": job.lanes, "size": job.size, "dtype": job.dtype}
     sums = _sums(job, tile.columns, used)
     steps = {"stride_h": h.stride, "stride_w": w.stride, "dilation_h": h.dilation, "dilation_w": w.dilation}
@@ -339,7 +282,7 @@ def _launches(
     return _collected(job, first, sums, chunks)
 
 
-def _sums(job: _Job, columns: int, used: int) -> dict[str, int]:
+def _sums(job: Job, columns: int, used: int) -> dict[str, int]:
     """Where a chunk's sums are: vectors of ``used`` channels, whose taps' columns come ``columns`` at a time."""
     d, h, w = job.axes
     row_sums = -(-w.kernel // columns) * columns
@@ -355,7 +298,7 @@ def _sums(job: _Job, columns: int, used: int) -> dict[str, int]:
     }
 
 
-def _collected(job: _Job, first: Launch, sums: dict[str, int], chunks: int) -> _Plan:
+def _collected(job: Job, first: Launch, sums: dict[str, int], chunks: int) -> _Plan:
     """``first``, and what adds its chunks' sums."""
     (d, h, w), out_type, vectors = job.axes, job.stored[2], sums["vectors"]
     taps = d.kernel * h.kernel * w.kernel

@@ -2,7 +2,7 @@
 
 A sum for every tap stays in registers while a vector of columns rolls down z's plane and x's (`rolling` turned around:
 rows of z are held where it holds sums of outputs). An input row is loaded once for all rows of z that meet it; lanes
-are added up at the end.
+are added up at the end. Where half a vector holds a row, two channels' planes share a vector.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.column_tiles import fetch
-from npdwconv.kernels.cpu.columns import Tile, field_or_fixed, where
+from npdwconv.kernels.cpu.columns import Tile, field_or_fixed, halves, twice, twin_load, where
 from npdwconv.kernels.cpu.engine import Kernel, inlined
 from npdwconv.kernels.cpu.rolling import Turn, columns_under
-from npdwconv.kernels.cpu.simd import STORED, Value, int64
+from npdwconv.kernels.cpu.simd import Value, int64
 from npdwconv.kernels.cpu.spec import Spec
 from npdwconv.kernels.cpu.vectors import VectorType
 
@@ -49,13 +49,19 @@ class _Turned:
     def __init__(self, builder: Any, spec: Spec, task: Value, q: Value, reads: str) -> None:
         self.builder, self.tile = builder, Tile(spec)
         self.v, self.turn, self.sums = self.tile.vectors_of(builder), Turn(self.tile), _taps(self.tile)
-        self.columns = columns_under(self.v, self.tile, task, q, reads)
-        width, out_w = (field_or_fixed(builder, spec, task, name) for name in ("width", "out_w"))
-        self.stored, size = str(spec.z_type), STORED[str(spec.z_type)][1]
-        self.x_pitch, self.z_pitch = self.v.index(width, self.columns.size), self.v.index(out_w, size)
+        width, out_w, height, out_h = (
+            field_or_fixed(builder, spec, task, name) for name in ("width", "out_w", "height", "out_h")
+        )
+        self.stored = str(spec.z_type)
+        self.x_pitch, self.z_pitch = self.v.index(width, int(spec.source_size)), self.v.index(out_w, int(spec.z_size))
+        x_twin, self.z_twin = (
+            builder.mul(pitch, rows) if self.tile.twins else None
+            for pitch, rows in ((self.x_pitch, height), (self.z_pitch, out_h))
+        )
+        self.columns = columns_under(self.v, self.tile, task, q, reads, x_twin)
         there = None if reads == "inside" else self.v.between(int64(0), builder.sub(out_w, q))
-        self.there = there
-        self.counts = {offset: self._both(there, self.columns.exist(offset, 0)) for offset in self.tile.shifts()}
+        self.there = there if there is None or not self.tile.twins else twice(self.v, there)
+        self.counts = {offset: self._both(self.there, self.columns.exist(offset, 0)) for offset in self.tile.shifts()}
 
     def _both(self, a: Value | None, b: Value | None) -> Value | None:
         return a if b is None else b if a is None else self.builder.and_(a, b)
@@ -63,7 +69,10 @@ class _Turned:
     def hold(self, z: Value, row: int, held: list[Value], place: int) -> None:
         """Load a row of z."""
         at = self.v.at(z, self.builder.mul(self.z_pitch, int64(row)))
-        held[len(self.sums) + place] = self.v.load(at, self.stored, self.there)
+        if self.z_twin is None:
+            held[len(self.sums) + place] = self.v.load(at, self.stored, self.there)
+        else:
+            held[len(self.sums) + place] = twin_load(self.v, at, self.z_twin, self.stored, self.there)
 
     def inputs(self, x: Value, row: int) -> dict[int, Value]:
         """What the columns of taps read of a row of x."""
@@ -158,16 +167,19 @@ strip_inside, strip_array, strip_lanes = _strip("inside"), _strip("array"), _str
 
 @intrinsic
 def total(typing: Any, task: Any, held: Any, place: Any, pitch: Any) -> Any:
-    """Write the sum over all lanes of every tap, in order, ``pitch`` bytes apart."""
+    """Write every tap's sum over all lanes, in order, ``pitch`` bytes apart, over either half where planes share."""
     tile = Tile(task.spec)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, held_, place_, pitch_ = arguments
         v = tile.vectors_of(builder)
+        narrow, *both = halves(v) if tile.twins else (v, range(v.lanes))
         for number in range(len(_taps(tile))):
-            value = v.total(builder.extract_value(held_, number))
-            at = v.at(place_, builder.mul(pitch_, int64(number)))
-            builder.store(value, builder.inttoptr(at, value.type.as_pointer()), align=1)
+            value, at = builder.extract_value(held_, number), v.at(place_, builder.mul(pitch_, int64(number)))
+            for channel, lanes in enumerate(both):
+                sum_ = narrow.total(v.shuffle(value, value, lanes))
+                there = builder.inttoptr(v.at(at, channel * v.bytes), sum_.type.as_pointer())
+                builder.store(sum_, there, align=1)
         return context.get_dummy_value()
 
     return types.none(task, held, place, pitch), generate
@@ -196,7 +208,7 @@ def _add_block(task: Any, held: Any, channel: Any, unit: Any) -> Any:
         left = q * task.column_step - task.low_w
         inside = left >= 0 and left + task.reach <= task.width and q + task.lanes <= task.out_w
         begins = (x_row + max(top, 0)) * task.width + left
-        ends = (x_row + end - 1) * task.width + left + task.reach
+        ends = (x_row + (task.mates - 1) * task.height + end - 1) * task.width + left + task.reach
         array = task.merges and begins >= 0 and ends <= task.x_end
         x = task.x + ((x_row + top) * task.width + left) * task.source_size
         z = task.z + ((z_row + p0) * task.out_w + q) * task.z_size
@@ -212,10 +224,10 @@ def _add_block(task: Any, held: Any, channel: Any, unit: Any) -> Any:
 
 
 def _rolled(task: Any, item: Any) -> None:
-    """Some channels over a chunk of blocks of rows."""
+    """Some channels, or pairs of them, over a chunk of blocks of rows."""
     chunk = item // task.groups
     first = item % task.groups * task.group
-    for channel in range(first, min(first + task.group, task.channels)):
+    for channel in range(first, min(first + task.group, task.channels), task.mates):
         held = begin(task)
         for unit in range(chunk * task.block, min((chunk + 1) * task.block, task.units)):
             held = _add_block(task, held, channel, unit)
