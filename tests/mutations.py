@@ -6,12 +6,16 @@ from typing import NamedTuple
 
 
 class Mutation(NamedTuple):
-    """One mistake: what it is, the file in the package, the text that stands there once, and what replaces it."""
+    """One mistake: what it is, the file in the package, the text that stands there once, and what replaces it.
+
+    ``machine``: the only one whose kernels take the way that it is on, if not all do.
+    """
 
     what: str
     file: str
     old: str
     new: str
+    machine: str = ""
 
     @property
     def room(self) -> str:
@@ -339,12 +343,14 @@ MUTATIONS = [
         f"{CPU}/column_tiles.py",
         "plane = self.twin if own and k else None",
         "plane = None",
+        "AVX-512",
     ),
     Mutation(
         "both planes' sums are the first one's",
         f"{CPU}/weight_rolling.py",
         "v.shuffle(value, value, lanes)",
         "v.shuffle(value, value, both[0])",
+        "AVX-512",
     ),
     Mutation(
         "the last results on their way past the caches are lost",
