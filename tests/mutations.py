@@ -346,6 +346,12 @@ MUTATIONS = [
         "AVX-512",
     ),
     Mutation(
+        "results multiplied twice where tiles overlap",
+        f"{CPU}/pixel_plans.py",
+        "[p for p in fitting if places % p == 0]",
+        "[p for p in fitting if places]",
+    ),
+    Mutation(
         "both planes' sums are the first one's",
         f"{CPU}/weight_rolling.py",
         "v.shuffle(value, value, lanes)",

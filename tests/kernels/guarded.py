@@ -160,6 +160,18 @@ def call_along() -> None:
     print("done")
 
 
+def call_in_pairs() -> None:
+    """Planes of which two share a vector: gradients of stride 2, and of weights over rows of half a vector."""
+    from kernels import situations
+
+    half = situations.LANES // 2
+    for kind in ("integers", "float16"):
+        for size, stride in (((2 * half - 2, 2 * half - 2), 2), ((5, half - 1), 1)):
+            s = situations.depthwise(f"pairs-s{stride}", 4, size, (3, 3), stride=stride, padding=1)
+            call(s, kind, "channels_first")
+    print("done")
+
+
 def over(offset: int, *, at_end: bool, write: bool) -> None:
     """Read or write a byte ``offset`` from the end or the beginning of an array."""
     array = guarded(7, np.float32, at_end=at_end)

@@ -214,6 +214,7 @@ def test_two_planes_in_a_vector(kernel, stride, channels):
 @pytest.mark.parametrize("extent", [LANES, LANES - 1, LANES - 2, LANES // 2 + 1])
 def test_two_planes_of_an_adjoint_in_a_vector(extent, kernel):
     """The phases of two neighbours' planes, half a vector each, interleave to a vector for each plane."""
+    Case(geometry((extent + 3, extent), kernel, 2), channels=4, dtype=np.float16).check()
     case = Case(geometry((extent + 3, extent), kernel, 2), batch=2, channels=4)
     (axes,) = planes.passes(case.adjoint_call(), phases.adjoint(case.g))
     assert planes.Plan(case.adjoint_call(), *axes).mates == (2 if machine().name == "AVX-512" else 1)

@@ -144,6 +144,8 @@ def _shape(call: Call, depth: Sweep, h: Axis, w: Axis) -> int | None:
     if call.channels * STORED[call.types[0]][1] > PAGE // 2:
         most = min(most, ROLLED[1])  # every pixel of every row is in a page of its own: fewer at a time
     fitting = [p for p in ROLLED if p <= min(most, places) and (kinds == 1 or p < ROLLED[0])]
+    if call.types[4]:  # it may be the array that is overwritten: no tile may compute results of another's again
+        fitting = [p for p in fitting if places % p == 0]
     if not fitting or (kinds == 1 and fitting[0] < ROLLED[1]):
         return None
     pixels = min(fitting, key=lambda p: -(-places // p) * (p + 1))

@@ -57,10 +57,10 @@ def shape_covering(h: Axis, w: Axis, lanes: int) -> Shape:
 def shape_run(h: Axis, w: Axis, lanes: int) -> tuple[Shape, bool]:
     """The tile of a kernel that is not compiled in, and whether input rows slide past its output rows."""
     height, width, taps = -(-h.first.out // h.first.dilation), -(-w.first.out // lanes), h.taps
-    sliding = h.first.stride == 1 and taps >= 4
-    vectors = 1 if width == 1 or width == 3 else 2
     if along(h, w):
         return Shape(1, _rows(width, range(1, _sums() + 1), _sums())), False
+    sliding = h.first.stride == 1 and taps >= 4
+    vectors = 1 if width == 1 or width == 3 else 2
     if h.first.out == 1:
         vectors, sliding = 4 if width > 2 else vectors, False
     if not sliding:
@@ -70,7 +70,7 @@ def shape_run(h: Axis, w: Axis, lanes: int) -> tuple[Shape, bool]:
 
 
 def along(h: Axis, w: Axis) -> bool:
-    """Whether there is a single row, whose vectors meet sums that are neighbours."""
+    """Whether there is a single row, of which a tile holds vectors of sums that are neighbours."""
     return h.sweeps == (ONE,) and w.first.stride == 1
 
 

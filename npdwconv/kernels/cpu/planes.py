@@ -241,6 +241,7 @@ class Plan:
     def _fixed(self, numbers: dict[str, int]) -> dict[str, Fixed]:
         sizes = [STORED[name][1] if name else 0 for name in self.names]
         shape, sliding = self.tile
+        alone = not (self.unrolled or self.covers) and along(self.h, self.w)
         operands = ("source", "weight", "bias", "out", "other")
         once: Phases = [[(0, 0)]]
         return {
@@ -253,8 +254,8 @@ class Plan:
             "covers": self.covers,
             "outputs": self.w.first.out if self.covers else 0,
             "sliding": sliding,
-            "along": not (self.unrolled or self.covers) and along(self.h, self.w),
-            "paired": self.w.first.dilation == 1 and self.w.taps > self.lanes,
+            "along": alone,
+            "paired": alone and self.w.first.dilation == 1 and self.w.taps > self.lanes,
             "lanes": self.lanes,
             "mates": self.mates,
             "piece": shape.vectors * self.lanes * self.w.first.stride * sizes[0] if self._fetches() else 0,

@@ -162,11 +162,8 @@ def _along(taps: int) -> Any:
                     exist = v.between(b.neg(first), b.sub(width, first))
                     value = v.load(at, stored, exist)
                     for place, weight_of in reads:
-                        if tile.merges:
-                            changed[place] = v.fma(value, weight_of, changed[place], exist)
-                        else:
-                            counted = b.select(exist, weight_of, v.zero())
-                            changed[place] = v.fma(value, counted, changed[place])
+                        counted = weight_of if tile.merges else b.select(exist, weight_of, v.zero())
+                        changed[place] = v.fma(value, counted, changed[place], exist if tile.merges else None)
             return context.make_tuple(builder, sums, acc)
 
         return sums(task, sums, x, weight, left), generate
