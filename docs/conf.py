@@ -46,6 +46,7 @@ def floors():
 
 
 def mutations():
+    sys.path.insert(0, str(TESTS))  # for the lists that it puts together
     found = runpy.run_path(str(TESTS / "mutations.py"))["MUTATIONS"]
     return [f"| {mutation.what} | `{mutation.file}` |" for mutation in found]
 

@@ -8,11 +8,12 @@ from itertools import product
 import numpy as np
 import pytest
 from kernels.children import narrower
+from kernels.factors import multiplied_once
 
 import npdwconv
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import caches, channels_first, depthwise, phases, planes
+from npdwconv.kernels.cpu import caches, channels_first, phases, planes
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
@@ -105,7 +106,7 @@ def test_past_the_caches(monkeypatch, width, streams, kernel, stride):
     case = Case(geometry((31, width), kernel, stride))
     call = planes.Call(case.x.shape, case.weight.shape, case.z.shape, (*[np.dtype(np.float32)] * 4, None), "")
     (launch,) = channels_first.launches(call, phases.forward(case.g))
-    rolls = kernel == 3 or machine().registers <= 16  # with more of them 25 taps are read again by each tile
+    rolls = kernel == 3 or machine().registers <= 16  # 25 taps do only where registers are few
     assert (launch.spec.streams, launch.spec.piece > 0) == (streams and rolls, True)
     wanted, bytes_around = case.expected(), 4 * LANES
     for offset in (0, 4, 3 * LANES, 1):
@@ -135,13 +136,7 @@ def test_the_last_tile_of_a_row_ends_with_it(height):
 def test_the_factor_may_be_what_is_overwritten(height):
     """Each result is multiplied once, at a row's end too; backward of a separable convolution relies on it."""
     case = Case(geometry((height, LANES + 1), 3))
-    grad_out = np.full_like(case.z, 2)
-    wanted, given = np.empty_like(case.z), grad_out.copy()
-    rest = (case.g, "channels_first", ACTIVATIONS["hardswish"])  # its slope is not only 0 and 1, whose squares they are
-    reference.depthwise_bwd_activation(grad_out, case.x, case.weight, case.bias, wanted, *rest)
-    depthwise.depthwise_bwd_activation(given, case.x, case.weight, case.bias, given, *rest)
-    assert not np.isin(wanted, (0, 2)).all()
-    np.testing.assert_allclose(given, wanted, rtol=1e-6)
+    multiplied_once(case, "channels_first")
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(5, 1), (5, 2), (7, 1)])
