@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from npdwconv.arguments import check_allocatable, check_depthwise_shape, check_multiplier, check_rank, shape_tuple
@@ -21,25 +21,9 @@ from npdwconv.plans import (
     depthwise_plan,
     open_call,
 )
-from npdwconv.recalled import recall, remember
+from npdwconv.recalled import at_once, make_ready, ready_key, recall, remember
 
 _settled: dict[Any, ConvGeometry] = {}
-
-
-def _input_grad(
-    name: str, rank: int, grad_out: Any, weight: Any, input_shape: Any, options: ConvOptions, backend: str | None
-) -> Array:
-    run = kernel(name, "depthwise_bwd_input", backend, grad_out, weight)
-    key, (grad_out, weight) = recall(name, (grad_out, weight), (*options[:-1], input_shape))
-    geometry = None if key is None else _settled.get(key)
-    grad_z, w, shape, layout = grad_out, weight, input_shape, options.layout
-    if geometry is None:
-        geometry, grad_z, w, shape, layout = checked_input_grad(name, rank, grad_out, weight, input_shape, options)
-        if key is not None:
-            remember(_settled, key, geometry)
-    grad_x = empty(grad_z, shape)
-    run(grad_z, w[:, 0], grad_x, geometry, layout)
-    return grad_x
 
 
 def checked_input_grad(
@@ -60,22 +44,6 @@ def checked_input_grad(
     return geometry, grad_z, call.operands["weight"], shape, call.layout
 
 
-def _weight_grad(
-    name: str, rank: int, grad_out: Any, x: Any, weight_shape: Any, options: ConvOptions, backend: str | None
-) -> Array:
-    run = kernel(name, "depthwise_bwd_weight", backend, grad_out, x)
-    key, (grad_out, x) = recall(name, (grad_out, x), (*options[:-1], weight_shape))
-    geometry = None if key is None else _settled.get(key)
-    grad_z, xs, shape, layout = grad_out, x, weight_shape, options.layout
-    if geometry is None:
-        geometry, grad_z, xs, shape, layout = checked_weight_grad(name, rank, grad_out, x, weight_shape, options)
-        if key is not None:
-            remember(_settled, key, geometry)
-    grad_weight = empty(grad_z, shape)
-    run(grad_z, xs, grad_weight[:, 0], geometry, layout)
-    return grad_weight
-
-
 def checked_weight_grad(
     name: str, rank: int, grad_out: Any, x: Any, weight_shape: Any, options: ConvOptions
 ) -> tuple[ConvGeometry, Array, Array, tuple[int, ...], str]:
@@ -92,6 +60,42 @@ def checked_weight_grad(
         call.require("grad_out", grad_z, needed, f"the result's shape for a weight of shape {shape}")
         check_allocatable(shape, xs.itemsize)
     return geometry, grad_z, xs, shape, call.layout
+
+
+_CHECKED: dict[str, Callable[..., Any]] = {"input": checked_input_grad, "weight": checked_weight_grad}
+
+
+def _gradient(
+    name: str,
+    rank: int,
+    part: str,
+    operands: tuple[Any, Any],
+    shape: Any,
+    options: tuple[Any, ...],
+    backend: str | None,
+) -> Array:
+    """The gradient in ``part``, the input or the weight, which has ``shape``; of a call like one before at once.
+
+    ``options``: the first of `ConvOptions`, up to the layout.
+    """
+    how = (*options, shape)
+    ready = ready_key(name, backend, operands, how)
+    at_hand = at_once(ready, operands, None)
+    if at_hand is not None:
+        return at_hand
+    run = kernel(name, f"depthwise_bwd_{part}", backend, *operands)
+    key, arrays = recall(name, operands, how)
+    geometry, layout = None if key is None else _settled.get(key), options[-1]
+    if geometry is None:
+        geometry, *arrays, shape, layout = _CHECKED[part](name, rank, *arrays, shape, ConvOptions(*options))
+        if key is not None:
+            remember(_settled, key, geometry)
+    first, second = arrays
+    result = empty(first, shape)
+    of_kernel = (first, second[:, 0], result) if part == "input" else (first, second, result[:, 0])
+    run(*of_kernel, geometry, layout)
+    make_ready(ready, name, f"depthwise_{part}_ready", backend, of_kernel, (geometry, layout), shape)
+    return result
 
 
 class DepthwiseConv(Protocol):
@@ -322,8 +326,8 @@ def _conv_input_grad(rank: int) -> DepthwiseConvInputGrad:
         >>> {name}(grad_out, weight, (1, 2, {fours})).shape
         (1, 2, {fours})
         """
-        options = ConvOptions(stride, padding, dilation, padding_mode, layout)
-        return _input_grad(name, rank, grad_out, weight, input_shape, options, backend)
+        options = stride, padding, dilation, padding_mode, layout
+        return _gradient(name, rank, "input", (grad_out, weight), input_shape, options, backend)
 
     return spelled(conv_input_grad, name, rank)
 
@@ -366,8 +370,8 @@ def _conv_weight_grad(rank: int) -> DepthwiseConvWeightGrad:
         >>> {name}(grad_out, x, (2, 1, {threes})).shape
         (2, 1, {threes})
         """
-        options = ConvOptions(stride, padding, dilation, padding_mode, layout)
-        return _weight_grad(name, rank, grad_out, x, weight_shape, options, backend)
+        options = stride, padding, dilation, padding_mode, layout
+        return _gradient(name, rank, "weight", (grad_out, x), weight_shape, options, backend)
 
     return spelled(conv_weight_grad, name, rank)
 

@@ -45,6 +45,8 @@ TABLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "bias_bwd": ("epilogue", ("reference", "numba", "cuda")),
     "network": ("network", ("numba",)),
     "depthwise_ready": ("depthwise", ("numba",)),
+    "depthwise_input_ready": ("depthwise", ("numba",)),
+    "depthwise_weight_ready": ("depthwise", ("numba",)),
     "transpose_ready": ("depthwise", ("numba",)),
     "separable_ready": ("separable", ("numba",)),
     "pointwise_ready": ("pointwise", ("numba",)),

@@ -1,4 +1,4 @@
-"""Forwards that run at once, as calls like them did before: whatever differs must be noticed by the compiled code."""
+"""Calls that run at once, as calls like them did before: whatever differs must be noticed by the compiled code."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def gradient(needs, layout, x):
     return Form(call, (grad, (5, C), x), takes_out=False, unread=2 if needs == "x" else 1)
 
 
+def depthwise_gradient(function, layout, *shapes, of):
+    """Of ``function(grad_out, operand, shape of the gradient)``."""
+
+    def call(grad_out, operand, **how):
+        return function(grad_out, operand, of, padding=1, layout=layout, **how)
+
+    return Form(call, shapes, takes_out=False)
+
+
 def separable(x, layout):
     def call(x, depthwise_weight, pointwise_weight, bias, depthwise_bias, **how):
         options = {"padding": 1, "layout": layout, "depthwise_activation": "relu6", "activation": "relu"}
@@ -63,6 +72,14 @@ FORMS = {
     "pointwise input gradient, channels_last": gradient("x", "channels_last", LAST),
     "pointwise weight gradient": gradient("weight", "channels_first", FIRST),
     "pointwise weight gradient, channels_last": gradient("weight", "channels_last", LAST),
+    "input gradient": depthwise_gradient(n.depthwise_conv2d_input_grad, "channels_first", FIRST, TAPS, of=FIRST),
+    "input gradient, channels_last": depthwise_gradient(
+        n.depthwise_conv2d_input_grad, "channels_last", LAST, TAPS, of=LAST
+    ),
+    "weight gradient": depthwise_gradient(n.depthwise_conv2d_weight_grad, "channels_first", FIRST, FIRST, of=TAPS),
+    "weight gradient, channels_last": depthwise_gradient(
+        n.depthwise_conv2d_weight_grad, "channels_last", LAST, LAST, of=TAPS
+    ),
     "separable": separable(FIRST, "channels_first"),
     "separable, channels_last": separable(LAST, "channels_last"),
 }

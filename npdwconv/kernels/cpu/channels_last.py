@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from math import prod
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 from npdwconv.kernels.cpu import pixel_plans as plans
 from npdwconv.kernels.cpu.arrays import room_for
 from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts, Program, compiled, inlined
+from npdwconv.kernels.cpu.packed_taps import pack, pack_own
 from npdwconv.kernels.cpu.phases import Sweeps
 from npdwconv.kernels.cpu.pixels import (
     both_at_edge,
@@ -23,7 +23,6 @@ from npdwconv.kernels.cpu.pixels import (
     lower_at_edge,
     lower_inside,
     start,
-    turn_taps,
     upper_at_edge,
     upper_inside,
 )
@@ -101,6 +100,7 @@ def _correlator(add: Any) -> Any:
         image, o = plane // task.out_d, plane % task.out_d
         begin = strip_block * task.block_channels
         end = min(begin + task.block_channels, task.channels)
+        pack_own(task, begin, end)
         ahead = task.x % (task.lanes * task.x_size) // task.x_size if task.aligns else 0
         final = end - task.lanes if task.aligns else end
         last_row = min((row_block + 1) * task.block_rows, task.out_h)
@@ -137,19 +137,8 @@ def _correlator(add: Any) -> Any:
     return correlate
 
 
-def _pack(task: Any, item: Any) -> None:
-    c = item * task.lanes
-    packed = task.packed + c * task.packed_size
-    for m in range(task.fold):
-        weight = task.weight + (c * task.fold + m) * task.taps * task.weight_size
-        for tap in range(0, task.taps, task.lanes):
-            turn_taps(task, weight + tap * task.weight_size, packed, task.channels - c, task.taps - tap)
-            packed += min(task.taps - tap, task.lanes) * task.packed_tap
-
-
 correlate = Kernel(_correlator(inlined(_add)))
 correlate_whole = Kernel(_correlator(add_inside))  # rows that are one tile, whose columns beside the image are left out
-pack = Kernel(_pack)
 
 KERNELS = {
     "correlate": correlate,
@@ -166,13 +155,17 @@ class Dense:
 
     packed: int  # packed weights, for all passes the same
     dtype: str
-    pack: Launch
+    pack: Launch  # over no items where the one pass does it
     passes: tuple[Launch, ...]
 
     def parts(self, places: Sequence[int], first: int) -> Parts:
         """All of it, (source, weight, bias, out, other) being at these places, and its room at ``first``."""
         source, weight, *rest = places
-        steps = [(self.pack, (weight, first)), *((run, (source, first, *rest)) for run in self.passes)]
+        operands = source, first, *rest
+        if self.pack.items:
+            steps = [(self.pack, (weight, first)), *((run, operands) for run in self.passes)]
+        else:
+            steps = [(run, (*operands, weight)) for run in self.passes]
         return Parts(steps, ((self.packed * STORED[self.dtype][1], "taps"),))
 
     @cached_property
@@ -201,7 +194,7 @@ def gather(
     result is ``other · activation′(z)``.
     """
     dtypes = (source.dtype, weight.dtype, bias is not None, out.dtype, None if other is None else other.dtype)
-    dense = launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads())
+    dense = _unpacked(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads())
     dense.whole(source, weight, bias, out, other)
 
 
@@ -215,7 +208,7 @@ def parts(
     """`gather` of ``arrays``, (source, weight, bias, out), as part of a program where they have these places."""
     source, weight, bias, out = arrays
     dtypes = (source.dtype, weight.dtype, bias is not None, out.dtype, None)
-    dense = launches(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads())
+    dense = _unpacked(source.shape, out.shape, weight.shape, passes, dtypes, activation, get_num_threads())
     return dense.parts((*places, NOWHERE), first)
 
 
@@ -228,16 +221,22 @@ def launches(
     dtypes: tuple[Any, ...],
     activation: str,
     threads: int,
+    *,
     by_channels: bool = False,
+    unpacked: bool = False,
 ) -> Dense:
-    """The launches of all passes."""
+    """The launches of all passes. The weight is packed before, but for one that is ``unpacked`` and packed by items."""
     x, w, bias, out, other = dtypes
     names = (x.name, w.name, w.name if bias else "", out.name, "" if other is None else other.name)
-    call = plans.Call(source, result, weight[1:], passes, names, activation, threads, by_channels)
+    call = plans.Call(source, result, weight[1:], passes, names, activation, threads, by_channels, unpacked)
+    chosen = plans.plans(call)
+    own = any(plan.fixed["packs"] for plan in chosen)
     fixed, numbers = plans.packing(call)
-    vectors, work = -(-call.channels // call.lanes), 5 * prod(weight[1:]) * call.channels * call.fold
-    packs = Launch(pack, ("weight", "packed"), fixed, numbers, items=vectors, work=work)
-    runs = [
-        Launch(KERNELS[p.kernel], POINTERS, p.fixed, p.numbers, items=p.items, work=p.work) for p in plans.plans(call)
-    ]
+    vectors, work = 0 if own else -(-call.channels // call.lanes), plans.packing_work(call)
+    packs = Launch(pack, ("raw", "weight"), fixed, numbers, items=vectors, work=work)
+    pointers = (*POINTERS, "raw") if own else POINTERS
+    runs = [Launch(KERNELS[p.kernel], pointers, p.fixed, p.numbers, items=p.items, work=p.work) for p in chosen]
     return Dense(call.packed, call.dtype, packs, tuple(runs))
+
+
+_unpacked = partial(launches, unpacked=True)

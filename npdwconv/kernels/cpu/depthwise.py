@@ -16,8 +16,8 @@ from npdwconv.activations import Activation
 from npdwconv.geometry import ConvGeometry
 from npdwconv.kernels.cpu import channels_first, channels_last, phases
 from npdwconv.kernels.cpu.arrays import deliver, plain, target
-from npdwconv.kernels.cpu.engine import Parts, Program, Ready, checks
-from npdwconv.kernels.cpu.weight_gradient import correlate
+from npdwconv.kernels.cpu.engine import NOWHERE, Parts, Program, Ready, checks
+from npdwconv.kernels.cpu.weight_gradient import correlate, correlate_ready
 from npdwconv.kernels.reference import depthwise as reference
 from npdwconv.kernels.reference.borders import pad_bwd, pad_fwd
 from npdwconv.layouts import Array
@@ -88,6 +88,21 @@ def transpose_ready(
     if not (x.size and out.size and checks()):
         return None
     return Program(_parts(arrays, _adjoint(g), layout, activation), arrays, result=3)
+
+
+def depthwise_input_ready(grad_z: Array, weight: Array, grad_x: Array, g: ConvGeometry, layout: str) -> Ready | None:
+    """`depthwise_bwd_input` of arrays like these."""
+    if g.copies_border or not (grad_z.size and grad_x.size and checks()):
+        return None
+    parts = _parts((grad_z, weight, None, grad_x), _adjoint(g), layout, None, (0, 1, NOWHERE, 2), 3)
+    return Program(parts, (grad_z, weight, grad_x), result=2)
+
+
+def depthwise_weight_ready(grad_z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> Ready | None:
+    """`depthwise_bwd_weight` of arrays like these."""
+    if g.copies_border or not (grad_z.size and x.size and grad_weight.size and checks()):
+        return None
+    return correlate_ready(grad_z, x, grad_weight, g, layout)
 
 
 def depthwise_fwd(

@@ -255,7 +255,7 @@ def _depthwise(network: Network, index: int, step: Step, x: Array, out: Array, *
     weight, passes = _weight(step), phases.forward(_geometry(step, x.shape))
     dtypes = (x.dtype, weight.dtype, step.bias is not None, x.dtype, None)
     dense = channels_last.launches(
-        x.shape, out.shape, weight.shape, passes, dtypes, step.activation, get_num_threads(), by_channels
+        x.shape, out.shape, weight.shape, passes, dtypes, step.activation, get_num_threads(), by_channels=by_channels
     )
     (run,) = dense.passes
     return run, (x, _taps(network, index, dense), step.bias, out, None)

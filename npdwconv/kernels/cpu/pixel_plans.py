@@ -34,6 +34,7 @@ class Call(NamedTuple):
     activation: str
     threads: int
     by_channels: bool  # whether threads share out the channels, as whoever wrote the source did
+    unpacked: bool = False  # whether the weight is yet to be packed: where it can, by the items that read it
 
     @property
     def dtype(self) -> str:
@@ -82,8 +83,10 @@ class Plan(NamedTuple):
 def plans(call: Call) -> tuple[Plan, ...]:
     """One for each pass; the residues of an adjoint are one pass where a tile can hold them all."""
     full = [(*(ONE,) * (3 - len(sweeps)), *sweeps) for sweeps in call.passes]
-    found = []
-    for depth, h, w in grouped(full, lambda depth, h, w: _shape(call, depth, h, w) is not None):
+    found, groups = [], grouped(full, lambda depth, h, w: _shape(call, depth, h, w) is not None)
+    if len(groups) > 1:  # which read the same packed weight
+        call = call._replace(unpacked=False)
+    for depth, h, w in groups:
         pixels = _shape(call, depth, h, w)
         found.append(_tiled(call, depth, h.first, w.first) if pixels is None else _rolled(call, h, w, pixels))
     return tuple(found)
@@ -91,23 +94,33 @@ def plans(call: Call) -> tuple[Plan, ...]:
 
 def packing(call: Call) -> tuple[dict[str, Fixed], dict[str, int]]:
     """What is compiled in, and the numbers, of the launch that packs all weights."""
-    taps = prod(call.kernel)
-    fixed: dict[str, Fixed] = {"weight_type": call.types[1], "lanes": call.lanes}
+    fixed, numbers = _raw(call)
+    own = {"weight_size": STORED[call.dtype][1], "channels": call.channels, "fold": call.fold}
+    return fixed | {"lanes": call.lanes}, numbers | own
+
+
+def packing_work(call: Call) -> int:
+    """What packing takes, in multiply-adds."""
+    return 5 * call.packed
+
+
+def _raw(call: Call) -> tuple[dict[str, Fixed], dict[str, int]]:
+    """Of any kernel that packs, what the weight was before and how packed taps lie."""
+    stored, taps = call.types[1], prod(call.kernel)
     numbers = {
-        "weight_size": STORED[call.types[1]][1],
-        "weight_channel": taps * call.fold,
-        "packed_size": STORED[call.dtype][1],
+        "raw_size": STORED[stored][1],
+        "raw_channel": taps * call.fold,
         "packed_tap": call.tap * STORED[call.dtype][1],
-        "channels": call.channels,
-        "fold": call.fold,
         "taps": taps,
     }
-    return fixed, numbers
+    return {"raw_type": stored}, numbers
 
 
-def _common(call: Call, block_channels: int) -> tuple[dict[str, Fixed], dict[str, int]]:
-    """What is compiled in, and the numbers, of any kernel."""
+def _common(call: Call, block_channels: int, slices: int) -> tuple[dict[str, Fixed], dict[str, int]]:
+    """What is compiled in, and the numbers, of any kernel, ``slices`` of whose items read the same taps."""
     x, _, bias, out, other = call.types
+    packs = call.unpacked and slices == 1
+    raw, raw_numbers = _raw(call) if packs else ({}, {})
     tail = call.channels % call.lanes != 0
     aligns = block_channels >= MANY * call.lanes and not (tail or other) and call.fold == call.repeat == 1
     fixed: dict[str, Fixed] = {
@@ -124,6 +137,8 @@ def _common(call: Call, block_channels: int) -> tuple[dict[str, Fixed], dict[str
         "weight_size": STORED[call.dtype][1],
         "out_size": STORED[out][1],
         "aligns": aligns and STORED[x][1] == STORED[out][1],
+        "packs": packs,
+        **raw,
     }
     numbers = {
         **_strides("x", call.source),
@@ -131,6 +146,8 @@ def _common(call: Call, block_channels: int) -> tuple[dict[str, Fixed], dict[str
         "bias_size": STORED[bias or call.dtype][1],
         "other_size": STORED[other or call.dtype][1],
         "channels": call.channels,
+        "slices": slices,
+        **raw_numbers,
     }
     return fixed, numbers
 
@@ -172,11 +189,12 @@ def _group(call: Call, h: Axis, w: Axis, pixels: int) -> int:
 
 def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
     places, step = w.first.out, w.first.stride
-    strip, block_channels, block_rows = _blocks(call, ONE, h.first, w.first, rolls=len(h.sweeps) == 1)
+    strip, block_channels, block_rows = _blocks(call, ONE, h.first, w.first, kinds=len(h.sweeps) * len(w.sweeps))
     whole, group = places == pixels, _group(call, h, w, pixels)
     if group:
         block_channels, block_rows = call.channels, min(STREAMED, h.first.out)
-    fixed, numbers = _common(call, block_channels)
+    row_blocks, channel_blocks = -(-h.first.out // block_rows), -(-call.channels // block_channels)
+    fixed, numbers = _common(call, block_channels, call.result[0] * row_blocks)
     fixed |= {
         "whole": whole,
         "streams": bool(group),
@@ -195,7 +213,6 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
     }
     if group:
         fixed["stage"], numbers["group"] = STAGE, group
-    row_blocks, channel_blocks = -(-h.first.out // block_rows), -(-call.channels // block_channels)
     numbers |= {
         "height": h.first.size,
         "low_h": h.low,
@@ -208,7 +225,6 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
         "weight_tap": call.tap * STORED[call.dtype][1],
         "strip": strip,
         "block_channels": block_channels,
-        "slices": call.result[0] * row_blocks,
         "block_rows": block_rows,
         "row_blocks": row_blocks,
     }
@@ -216,6 +232,7 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
     numbers["out_pixel"] *= w.out_step
     items = numbers["slices"] * channel_blocks if call.channels else 0
     work = call.result[0] * call.channels * h.first.out * places * max(h.taps * w.taps, 4)
+    work += packing_work(call) if fixed["packs"] else 0
     kernel = "streamed" if group else "rolled_whole" if whole else "rolled_wide"
     return Plan(kernel, fixed, numbers, items, work)
 
@@ -224,7 +241,8 @@ def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
     """A tile of a few pixels of one row or two, which takes a row of taps at a time."""
     common = w.taps <= WIDEST and w.stride <= 3 and (w.taps - 1) * w.dilation <= 2 * WIDEST
     strip, block_channels, block_rows = _blocks(call, d, h, w)
-    fixed, numbers = _common(call, block_channels)
+    row_blocks, channel_blocks = -(-h.out // block_rows), -(-call.channels // block_channels)
+    fixed, numbers = _common(call, block_channels, call.result[0] * d.out * row_blocks)
     many = common and call.channels >= MANY * call.lanes  # each width is compiled
     row = many and _covers(w)
     pixels = w.out if row else tile_pixels(w.out)
@@ -234,7 +252,6 @@ def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
         "taps_w": max(w.taps, 1) if common else 1,
     }
     whole = many and w.out <= pixels
-    row_blocks, channel_blocks = -(-h.out // block_rows), -(-call.channels // block_channels)
     numbers |= {
         "out_start": sum(s.out_first * step for s, step in zip((d, h, w), _steps(call.result)[1:], strict=True)),
         "depth": d.size,
@@ -248,7 +265,6 @@ def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
         },
         "strip": strip,
         "block_channels": block_channels,
-        "slices": call.result[0] * d.out * row_blocks,
         "block_rows": block_rows,
         "row_blocks": row_blocks,
     }
@@ -259,6 +275,7 @@ def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
     (fixed if whole else numbers).update(width=w.size, low_w=w.low)
     items = numbers["slices"] * channel_blocks if w.out and call.channels else 0
     work = call.result[0] * call.channels * d.out * h.out * w.out * call.fold * max(d.taps * h.taps * w.taps, 4)
+    work += packing_work(call) if fixed["packs"] else 0
     return Plan("correlate_whole" if whole else "correlate", fixed, numbers, items, work)
 
 
@@ -306,17 +323,19 @@ def _covers(w: Sweep) -> bool:
     return few and w.stride == w.dilation == 1 and w.out - 1 <= w.low <= w.taps - w.size
 
 
-def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, *, rolls: bool = False) -> tuple[int, int, int]:
+def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, kinds: int = 0) -> tuple[int, int, int]:
     """Channels walked together, channels of an item, rows of an item: as measured, see docs/performance.md.
 
     Many taps reuse each input often, which pays while the rows of a strip stay in L1; few taps are bound by memory,
     which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory. Where a tile rolls
-    down images within reach of L2, threads share out the channels, in whole cache lines: beyond the last row of a tile
-    the processor fetches the next ones, and takes from another thread what it writes there.
+    down images within reach of L2, with a result of ``kinds`` phases at each place, threads share out the channels, in
+    whole cache lines: beyond the last row of a tile the processor fetches the next ones, and takes from another thread
+    what it writes there.
     """
     lanes, channels, images = call.lanes, max(call.channels, 1), max(call.result[0] * d.out, 1)
     step = lanes * STORED[STORED[call.types[0]][2]][1]
-    reached = (w.size * h.size + w.out * h.out) * channels * STORED[call.types[0]][1] / (call.threads * L2_BYTES)
+    met = w.size * h.size + w.out * h.out * max(kinds, 1)
+    reached = met * channels * STORED[call.types[0]][1] / (call.threads * L2_BYTES)
     held = L1_BYTES // max(h.taps * w.size * step, 1)
     vectors = (16 if reached > 1 else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
     strip, blocks = vectors * lanes, call.threads // gcd(images, call.threads)
@@ -327,8 +346,10 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, *, rolls: bool = False) ->
         return min(strip, each), each, max(h.out, 1)
     if h.out < 4 * blocks and strips >= blocks > 1:
         return strip, -(-strips // blocks) * strip, max(h.out, 1)
-    if rolls and h.stride == w.stride == 1 < call.threads and reached <= 2 and channels >= FEW * call.threads * lanes:
+    plain = kinds == h.stride == w.stride == 1
+    few = reached <= 2 and channels >= FEW * call.threads * lanes
+    if call.threads > 1 and kinds and few and (plain or blocks > 1):
         return min(strip, each), each, max(h.out, 1)
-    most = (16 if rolls else 4) if reached > 1 else max(h.out, 1)
+    most = (16 if kinds == 1 else 4) if reached > 1 else max(h.out, 1)
     count = max(-(-h.out // (blocks * most)), 1) * blocks  # as many for each thread
     return strip, channels, max(-(-h.out // count), 1)

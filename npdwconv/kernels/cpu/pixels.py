@@ -182,25 +182,25 @@ def finish(typing: Any, task: Any, sums: Any, out: Any, other: Any, left: Any, r
 
 
 @intrinsic
-def turn_taps(typing: Any, task: Any, weight: Any, packed: Any, left: Any, taps: Any) -> Any:
+def turn_taps(typing: Any, task: Any, raw: Any, packed: Any, left: Any, taps: Any) -> Any:
     """Write the first of ``taps`` taps, as many as a vector has lanes, of a vector of channels: a vector for each tap.
 
-    Channels are ``weight_channel`` values apart, ``left`` of them exist; past the last it writes that one's.
+    Channels are ``raw_channel`` values apart, ``left`` of them exist; past the last it writes that one's.
     """
     spec = task.spec
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        task_, weight_, packed_, left_, taps_ = arguments
-        v = Vectors(builder, STORED[spec.weight_type][2])
-        step = v.index(field(builder, spec, task_, "weight_channel"), STORED[spec.weight_type][1])
+        task_, raw_, packed_, left_, taps_ = arguments
+        v = Vectors(builder, STORED[spec.raw_type][2])
+        step = v.index(field(builder, spec, task_, "raw_channel"), STORED[spec.raw_type][1])
         down, last = field(builder, spec, task_, "packed_tap"), builder.sub(left_, int64(1))
         mask, rows = v.between(int64(0), taps_), []
         for lane in range(v.lanes):
             channel = builder.select(builder.icmp_signed("<", int64(lane), last), int64(lane), last)
-            rows.append(v.load(v.at(weight_, builder.mul(step, channel)), spec.weight_type, mask))
+            rows.append(v.load(v.at(raw_, builder.mul(step, channel)), spec.raw_type, mask))
         for tap, value in enumerate(square(v, rows)):
             with builder.if_then(builder.icmp_signed("<", int64(tap), taps_), likely=True):
                 v.store(value, v.at(packed_, builder.mul(down, int64(tap))))
         return context.get_dummy_value()
 
-    return types.none(task, weight, packed, left, taps), generate
+    return types.none(task, raw, packed, left, taps), generate

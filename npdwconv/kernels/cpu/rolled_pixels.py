@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from npdwconv.kernels.cpu.engine import Kernel, inlined
+from npdwconv.kernels.cpu.packed_taps import pack_own
 from npdwconv.kernels.cpu.pixel_rolling import begin, hold, pass_on, stage, stepping
 
 
@@ -104,6 +105,7 @@ def _roller(roll: Any) -> Any:
         row_block, image = rest % task.row_blocks, rest // task.row_blocks
         begin_ = strip_block * task.block_channels
         end = min(begin_ + task.block_channels, task.channels)
+        pack_own(task, begin_, end)
         ahead = task.x % (task.lanes * task.x_size) // task.x_size if task.aligns else 0
         final = end - task.lanes if task.aligns else end
         p = row_block * task.block_rows
@@ -143,6 +145,7 @@ def _streamed(task: Any, item: Any) -> None:
     reads and writes at once.
     """
     row_block, image = item % task.row_blocks, item // task.row_blocks
+    pack_own(task, 0, task.channels)
     p = row_block * task.block_rows
     count = min(task.block_rows, task.out_h - p)
     top = p * task.row_step - task.low_h

@@ -13,16 +13,17 @@ order: no bit depends on the number of threads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 
 from npdwconv.geometry import Axis, ConvGeometry
 from npdwconv.kernels.cpu import caches
-from npdwconv.kernels.cpu.arrays import deliver, plain, room_for, target
+from npdwconv.kernels.cpu.arrays import deliver, plain, target
 from npdwconv.kernels.cpu.columns import columns_read, written
-from npdwconv.kernels.cpu.engine import Kernel, Launch
+from npdwconv.kernels.cpu.engine import Kernel, Launch, Parts, Program, Ready
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.planes import FEW, NEAR, items_of
 from npdwconv.kernels.cpu.simd import STORED
@@ -56,11 +57,21 @@ def correlate(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: s
         grad_weight[...] = 0
         return
     dense, z, x = target(grad_weight), plain(z), plain(x)
-    _plan(z.shape, x.shape, (z.dtype, x.dtype, dense.dtype), g.axes, layout)(z, x, dense)
+    _plan_of(z, x, dense, g, layout).whole(z, x, dense)
     deliver(dense, grad_weight)
 
 
-class _Plan(NamedTuple):
+def correlate_ready(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> Ready:
+    """`correlate` of arrays like these, none of them empty."""
+    return Program(_plan_of(z, x, grad_weight, g, layout).parts, (z, x, grad_weight), result=2)
+
+
+def _plan_of(z: Array, x: Array, grad_weight: Array, g: ConvGeometry, layout: str) -> _Plan:
+    return _plan(z.shape, x.shape, (z.dtype, x.dtype, grad_weight.dtype), g.axes, layout)
+
+
+@dataclass(frozen=True)
+class _Plan:
     """Both launches and the workspace between them."""
 
     sum_chunks: Launch
@@ -68,10 +79,15 @@ class _Plan(NamedTuple):
     space: int
     dtype: str
 
-    def __call__(self, z: Array, x: Array, grad_weight: Array) -> None:
-        partial = room_for(self.space, self.dtype, "sums")
-        self.sum_chunks(z, x, partial)
-        self.collect(partial, grad_weight)
+    @cached_property
+    def parts(self) -> Parts:
+        """Both over (z, x, gradient)."""
+        room = self.space * np.dtype(self.dtype).itemsize, "sums"
+        return Parts([(self.sum_chunks, (0, 1, 3)), (self.collect, (3, 2))], (room,))
+
+    @cached_property
+    def whole(self) -> Program:
+        return Program(self.parts)
 
 
 @lru_cache(maxsize=512)
