@@ -74,6 +74,12 @@ CPU_MUTATIONS = [
         "room, ready = room, ready",
     ),
     Mutation(
+        "an item packs the taps of one vector of channels too few",
+        f"{CPU}/packed_taps.py",
+        "range(begin, end, task.lanes)",
+        "range(begin, end - task.lanes, task.lanes)",
+    ),
+    Mutation(
         "a strip padded like the image",
         f"{CPU}/chains.py",
         "padding = (read[0] - first, last - read[1])",

@@ -9,6 +9,7 @@ REFERENCE = "kernels/reference"
 INTEROP = "interop"
 
 MUTATIONS = [
+    Mutation("gradients of any input's shape are alike", "depthwise.py", "how = (*options, shape)", "how = options"),
     Mutation(
         "SAME pads the other side",
         "geometry.py",

@@ -26,6 +26,7 @@ TESTS = {
         "test_errors.py",
         "test_folding.py",
         "test_memory.py",
+        "test_remembered.py",
         "test_operators.py",
         "interop/test_conventions.py",
         "laws",
@@ -50,6 +51,7 @@ TESTS = {
         "kernels/test_channels_first.py::test_a_single_row",
         "kernels/test_channels_first.py::test_two_planes_of_an_adjoint_in_a_vector",
         "kernels/test_weight_gradient.py::test_two_planes_in_a_vector",
+        "kernels/test_channels_last.py::test_who_packs_the_taps",
     ),
 }
 

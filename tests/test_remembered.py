@@ -54,6 +54,16 @@ def test_a_mask_is_not_ignored(name):
         CALLS[name](**masked)
 
 
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_another_input_shape_is_another_call(backend):
+    """With a stride, inputs of several extents have a result of the same shape."""
+    grad = np.ones((1, 2, 3, 3), np.float32)
+    for size in (5, 6, 5, 6):
+        shape = (1, 2, size, size)
+        found = n.depthwise_conv2d_input_grad(grad, W, shape, stride=2, padding=1, backend=backend)
+        assert found.shape == shape
+
+
 @each
 def test_the_second_result_is_the_first(call):
     assert np.array_equal(call(padding=0), call(padding=[0, 0]))

@@ -71,6 +71,7 @@ class Case:
             "",
             get_num_threads(),
             by_channels=False,
+            unpacked=True,
         )
         return pixel_plans.plans(call)
 
@@ -193,6 +194,39 @@ def test_threads_share_out_channels(images, channels):
     assert plan.numbers["block_channels"] % 16 == 0
     assert channels / 2 <= plan.numbers["block_channels"] < channels
     assert plan.items == 2 * plan.numbers["slices"] == 2 * images
+
+
+@pytest.mark.parametrize("channels", [144, 192])
+@pytest.mark.parametrize("images", [1, 2])
+def test_threads_share_out_the_channels_of_phases(images, channels):
+    """Of one image; of two, each has one."""
+    shapes = (images, 14, 14, channels), (images, 28, 28, channels)
+    passes = phases.adjoint(conv_geometry((28, 28), (3, 3), (2, 2), (1, 1), SAME))
+    types = ("float32",) * 4 + ("",)
+    (plan,) = pixel_plans.plans(pixel_plans.Call(*shapes, (3, 3), passes, types, "", 2, by_channels=False))
+    assert plan.items == 2
+    assert (plan.numbers["block_channels"] < channels) == (images == 1)
+
+
+@pytest.mark.parametrize("size", [(5, 8), (5, 3), (1, 5)], ids=["rolled", "tiles", "a row"])
+def test_who_packs_the_taps(size):
+    """The only item of a block of channels packs its own taps; what several items read is packed before."""
+    for images, channels in ((1, 40 * LANES + 3), (2, 40 * LANES)):
+        case = Case(size, channels=channels, batch=images)
+        (plan,) = case.plans()
+        assert plan.fixed["packs"] == (images == 1)
+        case.check()
+
+
+def test_what_several_passes_read_is_packed_before():
+    """The residues of stride 3 are passes of their own."""
+    case = Case((9, 9), stride=3)
+    call = (case.z.shape, case.x.shape, case.weight.shape, phases.adjoint(case.g))
+    dtypes = (case.x.dtype, case.x.dtype, False, case.x.dtype, None)
+    dense = channels_last.launches(*call, dtypes, "", get_num_threads(), unpacked=True)
+    assert len(dense.passes) > 1
+    assert dense.pack.items
+    case.check()
 
 
 @pytest.mark.sweep
