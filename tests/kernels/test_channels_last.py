@@ -23,10 +23,10 @@ SAME, VALID = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 class Case:
     """Small integers, so that nothing is rounded, and what the reference makes of them."""
 
-    def __init__(self, size, kernel=3, stride=1, padding=SAME, channels=LANES + 1, batch=1, multiplier=1):
+    def __init__(self, size, kernel=3, stride=1, padding=SAME, channels=LANES + 1, batch=1, multiplier=1, dilation=1):
         kernel = (kernel, kernel) if isinstance(kernel, int) else kernel
         rng = np.random.default_rng([*size, *kernel, stride, channels])
-        self.g = conv_geometry(size, kernel, (stride, stride), (1, 1), padding)
+        self.g = conv_geometry(size, kernel, (stride, stride), (dilation, dilation), padding)
         self.multiplier = multiplier
 
         def draw(*shape):
@@ -138,6 +138,19 @@ def test_kernels_that_cover_a_row(width):
         fits = width <= (16 if machine().registers >= 32 else 8) and sum(padding) < pixel_plans.WIDEST
         assert (plan.fixed["pixels"] == width) == fits
         case.check()
+
+
+@pytest.mark.parametrize("width", [29, 34, 45])
+def test_taps_far_apart(width):
+    """Tiles so wide that a row of them meets some inputs twice, if registers hold them."""
+    case = Case((13, width), padding=((6, 6), (6, 6)), dilation=6, channels=9 * LANES)
+    (plan,) = case.plans()
+    assert (plan.fixed["pixels"] in pixel_plans.WIDE) == (machine().registers >= 32)
+    case.check()
+
+
+def test_more_taps_in_a_row_than_registers():
+    Case((3, 11), (2, 31), padding=((1, 0), (15, 15)), channels=9 * LANES).check()
 
 
 @pytest.mark.parametrize("multiplier", [2, 3])

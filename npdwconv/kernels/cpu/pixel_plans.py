@@ -11,6 +11,7 @@ from npdwconv.kernels.cpu.axes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.phases import Sweep, Sweeps
 from npdwconv.kernels.cpu.pixel_rolling import live, steps_late
+from npdwconv.kernels.cpu.pixels import SPARE, meetings
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.spec import Fixed
 
@@ -20,6 +21,7 @@ PAGE = 4096  # bytes
 FEW = 4  # vectors of channels that a thread has at least where channels are shared out
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 STREAMED, STAGE = 8, 1 << 17  # rows of results on their way past the caches; bytes of those made and those written
+WIDE = (17, 14)  # pixels of a tile where taps are far apart
 ROLLED = (7, 4, 3, 2)  # places side by side in a tile that rolls; each is compiled, so few
 
 
@@ -245,7 +247,7 @@ def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
     fixed, numbers = _common(call, block_channels, call.result[0] * d.out * row_blocks)
     many = common and call.channels >= MANY * call.lanes  # each width is compiled
     row = many and _covers(w)
-    pixels = w.out if row else tile_pixels(w.out)
+    pixels = w.out if row else tile_pixels(w, many=many)
     fixed |= {
         "rows": tile_rows(h) if common and not row else 1,
         "pixels": pixels,
@@ -312,14 +314,29 @@ def tile_rows(rows: Sweep) -> int:
     return 2 if machine().registers >= 32 and rows.stride == rows.dilation == 1 < min(rows.taps, rows.out) else 1
 
 
-def tile_pixels(width: int) -> int:
-    """Pixels in a tile: 4, or 7 or 8, as few as possible wasted at the end of a row; each is compiled, so few."""
-    return 4 if width <= 4 else min((8, 7), key=lambda pixels: -width % pixels)
+def tile_pixels(w: Sweep, *, many: bool = True) -> int:
+    """Pixels in a tile: 4, or 7 or 8, as few as possible wasted at the end of a row; each is compiled, so few.
+
+    Where taps are further apart than such a tile is wide, no input is met twice in a row of it; of many channels a
+    wider tile is taken that meets some of its inputs twice, if registers hold it.
+    """
+    if w.out <= 4:
+        return 4
+    if many and machine().registers >= 32 and w.dilation > 1:
+        wide = [p for p in WIDE if w.dilation < p <= w.out and p + w.taps + SPARE <= machine().registers]
+        return min((8, 7, *wide), key=lambda pixels: _row_cost(w, pixels))
+    return min((8, 7), key=lambda pixels: -w.out % pixels)
+
+
+def _row_cost(w: Sweep, pixels: int) -> int:
+    """Cycles for a row of taps of a row of results in tiles of ``pixels``: multiply-adds, and loads that miss L1."""
+    columns = len(meetings(pixels, w.taps, w.stride, w.dilation))
+    return -(-w.out // pixels) * (pixels * w.taps + 2 * columns)
 
 
 def _covers(w: Sweep) -> bool:
     """Whether a row of results that registers hold counts every input of its rows: they are all that a tile has."""
-    few = tile_pixels(w.out) < w.out <= (16 if machine().registers >= 32 else 8)
+    few = tile_pixels(w) < w.out <= (16 if machine().registers >= 32 else 8)
     return few and w.stride == w.dilation == 1 and w.out - 1 <= w.low <= w.taps - w.size
 
 

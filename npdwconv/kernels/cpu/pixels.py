@@ -17,12 +17,14 @@ from numba.extending import intrinsic
 from npdwconv.kernels.cpu import activate
 from npdwconv.kernels.cpu.column_tiles import opaque
 from npdwconv.kernels.cpu.columns import where
+from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.shuffles import square
 from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 from npdwconv.kernels.cpu.vectors import VectorType
 
 Pairs = list[tuple[int, int]]
+SPARE = 2  # registers beside a tile's sums and taps
 
 
 def meetings(outputs: int, taps: int, stride: int, dilation: int) -> dict[int, Pairs]:
@@ -101,14 +103,31 @@ def start(typing: Any, task: Any, bias: Any, left: Any) -> Any:
     return result(task, bias, left), generate
 
 
-def _taps(v: Vectors, spec: Spec, task: Value, weight: Value, before: int) -> list[Value]:
-    """The taps ``before`` rows of taps before ``weight``."""
-    b, tap, taps = v.builder, field(v.builder, spec, task, "weight_tap"), []
-    weight = b.sub(weight, b.mul(field(b, spec, task, "weight_row"), int64(before)))
-    for _ in range(spec.taps_w):
-        taps.append(v.load(weight))
-        weight = opaque(b, b.add(weight, tap))
-    return taps
+class _Taps:
+    """The rows of taps that reach a tile's rows, row j of them j rows before ``weight``. Where there are not registers
+    for all, each is loaded as the first column that needs it comes.
+    """
+
+    def __init__(self, v: Vectors, spec: Spec, task: Value, weight: Value, rows: Sequence[int]) -> None:
+        b = v.builder
+        row = field(b, spec, task, "weight_row")
+        self._v, self._step = v, field(b, spec, task, "weight_tap")
+        self._places = {j: b.sub(weight, b.mul(row, int64(j))) for j in rows}
+        self._held: list[dict[int, Value]] = []
+        if spec.rows * spec.pixels + len(rows) * spec.taps_w + SPARE <= machine().registers:
+            self.bring(spec.taps_w - 1)
+
+    def bring(self, tap: int) -> None:
+        """Load all taps up to this one."""
+        b = self._v.builder
+        while len(self._held) <= tap:
+            if self._held:
+                self._places = {j: opaque(b, b.add(place, self._step)) for j, place in self._places.items()}
+            self._held.append({j: self._v.load(place) for j, place in self._places.items()})
+
+    def __getitem__(self, place: tuple[int, int]) -> Value:
+        row, tap = place
+        return self._held[tap][row]
 
 
 def _row(reached: Sequence[int], *, edge: bool) -> Any:
@@ -125,18 +144,19 @@ def _row(reached: Sequence[int], *, edge: bool) -> Any:
             v, rows = vectors(builder, spec), [j for j in reached if j < spec.rows]
             mask, width = existing(v, spec, left_), field(builder, spec, task_, "width") if edge else None
             pixel = v.index(field(builder, spec, task_, "x_pixel"), STORED[spec.x_type][1])
-            taps = {j: _taps(v, spec, task_, weight_, j) for j in rows}
+            taps = _Taps(v, spec, task_, weight_, rows)
             total = [builder.extract_value(sums_, i) for i in range(spec.rows * spec.pixels)]
             place_x = x_
             for column, step, pairs in _columns(builder, spec, task_) if rows else ():
                 inside = builder.icmp_unsigned("<", builder.sub(column, low_), width) if edge else None
                 place_x = opaque(builder, builder.add(place_x, builder.mul(pixel, step)))
+                taps.bring(max(s for _, s in pairs))
                 with where(builder, inside, total) if edge else nullcontext(total) as changed:
                     value = load_x(v, spec, place_x, channel_, left_, mask)
                     for j in rows:
                         for output, s in pairs:
                             place = j * spec.pixels + output
-                            changed[place] = v.fma(value, taps[j][s], changed[place])
+                            changed[place] = v.fma(value, taps[j, s], changed[place])
             return context.make_tuple(builder, sums, total)
 
         return sums(task, sums, x, weight, channel, left, low), generate
