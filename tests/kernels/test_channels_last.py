@@ -97,9 +97,10 @@ def test_widths_about_the_tile(width, stride):
 @pytest.mark.parametrize("width", WIDTHS[1:])
 def test_tiles_roll(width):
     """The kernel under test is the one that runs."""
-    whole = width in (4, 7)
-    if machine().registers >= 32 or width != 7:
-        assert Case((5, width)).kernels() == ["rolled_whole" if whole else "rolled_wide"]
+    assert Case((5, width)).kernels() == ["rolled_whole" if width == 4 else "rolled_wide"]
+    if machine().registers >= 32:
+        wide = "rolled_whole" if width in (4, 7) else "rolled_wide"
+        assert Case((5, 2 * width), stride=2).kernels() == [wide]
     assert Case((5, 3)).kernels() == ["correlate"]
 
 

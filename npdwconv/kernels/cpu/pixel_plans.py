@@ -44,6 +44,12 @@ class Call(NamedTuple):
         return STORED[self.types[0]][2]
 
     @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the source and of the result."""
+        x, _, _, out, _ = self.types
+        return prod(self.source) * STORED[x][1], prod(self.result) * STORED[out][1]
+
+    @property
     def lanes(self) -> int:
         return machine().lanes(STORED[self.dtype][1])
 
@@ -160,14 +166,19 @@ def _shape(call: Call, depth: Sweep, h: Axis, w: Axis) -> int | None:
     if depth != ONE or call.fold > 1 or h.results < 2 or not _rolls(h, w):
         return None
     most = (24 if machine().registers >= 32 else 12) // live(h.phases, w.phases, h.first.stride)
-    if call.channels * STORED[call.types[0]][1] > PAGE // 2:
-        most = min(most, ROLLED[1])  # every pixel of every row is in a page of its own: fewer at a time
+    near = not caches.far(*call.sizes)
+    if call.channels * STORED[call.types[0]][1] > PAGE // 2 or (near and kinds == w.first.stride == 1):
+        most = min(most, ROLLED[1])  # lines that are stored at once are apart, and of many channels each in a page
     fitting = [p for p in ROLLED if p <= min(most, places) and (kinds == 1 or p < ROLLED[0])]
     if call.types[4]:  # it may be the array that is overwritten: no tile may compute results of another's again
         fitting = [p for p in fitting if places % p == 0]
     if not fitting or (kinds == 1 and fitting[0] < ROLLED[1]):
         return None
-    pixels = min(fitting, key=lambda p: -(-places // p) * (p + 1))
+    if kinds > 1:  # four columns of results, each lines apart, in two rows: only where nothing is written twice
+        whole = [p for p in fitting if places % p == 0 and near]
+        pixels = max(whole, default=min(fitting))
+    else:
+        pixels = min(fitting, key=lambda p: -(-places // p) * (p + 1))
     step, span = w.first.stride, (pixels - 1) * w.first.stride + w.reach + 1
     before_last = (-(-places // pixels) - 2) * pixels  # where the last tile begins but one
     apart = min(pixels, places - pixels) * step >= w.low and before_last * step + span - w.low <= w.first.size
@@ -182,9 +193,8 @@ def _rolls(h: Axis, w: Axis) -> bool:
 
 def _group(call: Call, h: Axis, w: Axis, pixels: int) -> int:
     """Tiles side by side whose results go past the caches together; 0 where they had better stay in them."""
-    sizes = [prod(shape) * STORED[call.types[operand]][1] for operand, shape in ((0, call.source), (3, call.result))]
     plain = call.types[3] == call.dtype and not call.types[4] and len(h.sweeps) == len(w.sweeps) == h.out_step == 1
-    if not (caches.past_caches(*sizes) and plain) or w.first.out <= pixels:
+    if not (caches.past_caches(*call.sizes) and plain) or w.first.out <= pixels:
         return 0
     return min(STAGE // 2 // (STREAMED * pixels * call.channels * STORED[call.dtype][1]), -(-w.first.out // pixels))
 
@@ -354,7 +364,7 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, kinds: int = 0) -> tuple[i
     met = w.size * h.size + w.out * h.out * max(kinds, 1)
     reached = met * channels * STORED[call.types[0]][1] / (call.threads * L2_BYTES)
     held = L1_BYTES // max(h.taps * w.size * step, 1)
-    vectors = (16 if reached > 1 else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
+    vectors = (16 if reached > 1 and kinds < 2 else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
     strip, blocks = vectors * lanes, call.threads // gcd(images, call.threads)
     strips = -(-channels // strip)
     line = max(LINE // STORED[call.types[0]][1], lanes)
@@ -367,6 +377,8 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, kinds: int = 0) -> tuple[i
     few = reached <= 2 and channels >= FEW * call.threads * lanes
     if call.threads > 1 and kinds and few and (plain or blocks > 1):
         return min(strip, each), each, max(h.out, 1)
-    most = (16 if kinds == 1 else 4) if reached > 1 else max(h.out, 1)
+    most = max(h.out, 1)
+    if reached > 1 and (kinds < 2 or caches.far(*call.sizes)):
+        most = 16 if kinds == 1 else 4
     count = max(-(-h.out // (blocks * most)), 1) * blocks  # as many for each thread
     return strip, channels, max(-(-h.out // count), 1)
