@@ -16,16 +16,7 @@ from npdwconv.kernels.cpu.arrays import room_for
 from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts, Program, compiled, inlined
 from npdwconv.kernels.cpu.packed_taps import pack, pack_own
 from npdwconv.kernels.cpu.phases import Sweeps
-from npdwconv.kernels.cpu.pixels import (
-    both_at_edge,
-    both_inside,
-    finish,
-    lower_at_edge,
-    lower_inside,
-    start,
-    upper_at_edge,
-    upper_inside,
-)
+from npdwconv.kernels.cpu.pixels import finish, row_at_edge, row_inside, start
 from npdwconv.kernels.cpu.rolled_pixels import rolled_whole, rolled_wide, streamed
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.layouts import Array
@@ -47,17 +38,13 @@ def _last_tap(low: Any, size: Any, taps: Any, dilation: Any) -> Any:
 first_tap, last_tap = compiled(_first_tap), compiled(_last_tap)
 
 
-def _adder(upper: Any, both: Any, lower: Any) -> Any:
-    """What adds all taps to a tile, an input row at a time: one for edges, so that only these look at columns.
-
-    An input row reaches the tile's upper row of sums, its lower one, or both.
-    """
+def _adder(row: Any) -> Any:
+    """What adds all taps to a tile, an input row at a time: one for edges, so that only these look at columns."""
 
     def add(
-        task: Any, sums: Any, source: Any, taps: Any, c: Any, before: Any, t0: Any, t1: Any, r0: Any, r1: Any, one: Any
+        task: Any, sums: Any, source: Any, taps: Any, c: Any, before: Any, t0: Any, t1: Any, r0: Any, r1: Any
     ) -> Any:
         left = task.channels - c
-        alone = task.kernel_h if one else 1
         for m in range(task.fold):
             for t in range(t0, t1):
                 x = source + (m + t * task.dilation_d * task.x_plane) * task.x_size
@@ -65,31 +52,22 @@ def _adder(upper: Any, both: Any, lower: Any) -> Any:
                 for s in range(0, task.kernel_w, task.taps_w):
                     shift = s * task.dilation_w
                     xs, ws = x + shift * task.x_pixel * task.x_size, w + s * task.weight_tap
-                    low = before - shift
-                    for r in range(r0, min(r1, alone)):
-                        sums = upper(task, sums, xs + r * task.x_down, ws + r * task.weight_row, c, left, low)
-                    if task.rows > 1:
-                        for r in range(max(r0, alone), min(r1, task.kernel_h)):
-                            sums = both(task, sums, xs + r * task.x_down, ws + r * task.weight_row, c, left, low)
-                        for r in range(max(r0, task.kernel_h), r1):
-                            sums = lower(task, sums, xs + r * task.x_down, ws + r * task.weight_row, c, left, low)
+                    for r in range(r0, r1):
+                        sums = row(task, sums, xs + r * task.x_down, ws + r * task.weight_row, c, left, before - shift)
         return sums
 
     return inlined(add)
 
 
-add_inside = _adder(upper_inside, both_inside, lower_inside)
-add_at_edge = _adder(upper_at_edge, both_at_edge, lower_at_edge)
+add_inside, add_at_edge = _adder(row_inside), _adder(row_at_edge)
 
 
-def _add(
-    task: Any, sums: Any, source: Any, taps: Any, c: Any, before: Any, t0: Any, t1: Any, r0: Any, r1: Any, one: Any
-) -> Any:
+def _add(task: Any, sums: Any, source: Any, taps: Any, c: Any, before: Any, t0: Any, t1: Any, r0: Any, r1: Any) -> Any:
     """All taps, where tiles begin anywhere in a row."""
     reach = (task.pixels - 1) * task.stride_w + (task.kernel_w - 1) * task.dilation_w - before
     if before <= 0 and reach < task.width:
-        return add_inside(task, sums, source, taps, c, before, t0, t1, r0, r1, one)
-    return add_at_edge(task, sums, source, taps, c, before, t0, t1, r0, r1, one)
+        return add_inside(task, sums, source, taps, c, before, t0, t1, r0, r1)
+    return add_at_edge(task, sums, source, taps, c, before, t0, t1, r0, r1)
 
 
 def _correlator(add: Any) -> Any:
@@ -107,11 +85,9 @@ def _correlator(add: Any) -> Any:
         front = task.low_d - o * task.stride_d
         t0, t1 = first_tap(front, task.dilation_d), last_tap(front, task.depth, task.kernel_d, task.dilation_d)
         for strip in range(begin - ahead, end, task.strip):
-            for p in range(row_block * task.block_rows, last_row, task.rows):
+            for p in range(row_block * task.block_rows, last_row):
                 above = task.low_h - p * task.stride_h
-                alone = task.rows == 1 or last_row - p == 1
-                taps_h = task.kernel_h if alone else task.kernel_h + 1
-                r0, r1 = first_tap(above, task.dilation_h), last_tap(above, task.height, taps_h, task.dilation_h)
+                r0, r1 = first_tap(above, task.dilation_h), last_tap(above, task.height, task.kernel_h, task.dilation_h)
                 row = image * task.out_image + o * task.out_plane + p * task.out_row + task.out_start
                 for q in range(0, task.out_w, task.pixels):
                     before = task.low_w - q * task.stride_w
@@ -123,14 +99,13 @@ def _correlator(add: Any) -> Any:
                         sums = start(task, task.bias + c * task.bias_size, left)
                         source = task.x + (corner + c * task.fold // task.repeat) * task.x_size
                         taps = task.weight + task.weight_start + c * task.weight_size
-                        sums = add(task, sums, source, taps, c, before, t0, t1, r0, r1, alone)
+                        sums = add(task, sums, source, taps, c, before, t0, t1, r0, r1)
                         finish(
                             task,
                             sums,
                             task.out + (place + c) * task.out_size,
                             task.other + (place + c) * task.other_size,
                             left,
-                            last_row - p,
                             min(task.out_w - q, task.pixels),
                         )
 

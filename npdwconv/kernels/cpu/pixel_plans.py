@@ -250,7 +250,7 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
 
 
 def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
-    """A tile of a few pixels of one row or two, which takes a row of taps at a time."""
+    """A tile of a few pixels of a row, which takes a row of taps at a time."""
     common = w.taps <= WIDEST and w.stride <= 3 and (w.taps - 1) * w.dilation <= 2 * WIDEST
     strip, block_channels, block_rows = _blocks(call, d, h, w)
     row_blocks, channel_blocks = -(-h.out // block_rows), -(-call.channels // block_channels)
@@ -259,7 +259,6 @@ def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
     row = many and _covers(w)
     pixels = w.out if row else tile_pixels(w, many=many)
     fixed |= {
-        "rows": tile_rows(h) if common and not row else 1,
         "pixels": pixels,
         "taps_w": max(w.taps, 1) if common else 1,
     }
@@ -317,11 +316,6 @@ def _steps(shape: tuple[int, ...]) -> tuple[int, int, int, int]:
 
 def _strides(name: str, shape: tuple[int, ...]) -> dict[str, int]:
     return dict(zip((f"{name}_image", f"{name}_plane", f"{name}_row", f"{name}_pixel"), _steps(shape), strict=True))
-
-
-def tile_rows(rows: Sweep) -> int:
-    """Rows in a tile: two where they share rows of the input and registers hold their sums."""
-    return 2 if machine().registers >= 32 and rows.stride == rows.dilation == 1 < min(rows.taps, rows.out) else 1
 
 
 def tile_pixels(w: Sweep, *, many: bool = True) -> int:

@@ -6,7 +6,7 @@ and used by every pixel and tap that meet at it (`meetings`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -89,9 +89,9 @@ def load_x(v: Vectors, spec: Spec, address: Value, channel: Value, left: Value, 
 
 @intrinsic
 def start(typing: Any, task: Any, bias: Any, left: Any) -> Any:
-    """The sums of a tile's pixels, row by row, at the bias."""
+    """The sums of a tile's pixels at the bias."""
     spec = task.spec
-    count = spec.rows * spec.pixels
+    count = spec.pixels
     result = types.UniTuple(VectorType(STORED[spec.x_type][2], vectors(None, spec).lanes), count)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -104,17 +104,12 @@ def start(typing: Any, task: Any, bias: Any, left: Any) -> Any:
 
 
 class _Taps:
-    """The rows of taps that reach a tile's rows, row j of them j rows before ``weight``. Where there are not registers
-    for all, each is loaded as the first column that needs it comes.
-    """
+    """The taps of a row. If registers cannot hold all, each is loaded as the first column that needs it comes."""
 
-    def __init__(self, v: Vectors, spec: Spec, task: Value, weight: Value, rows: Sequence[int]) -> None:
-        b = v.builder
-        row = field(b, spec, task, "weight_row")
-        self._v, self._step = v, field(b, spec, task, "weight_tap")
-        self._places = {j: b.sub(weight, b.mul(row, int64(j))) for j in rows}
-        self._held: list[dict[int, Value]] = []
-        if spec.rows * spec.pixels + len(rows) * spec.taps_w + SPARE <= machine().registers:
+    def __init__(self, v: Vectors, spec: Spec, task: Value, weight: Value) -> None:
+        self._v, self._step, self._place = v, field(v.builder, spec, task, "weight_tap"), weight
+        self._held: list[Value] = []
+        if spec.pixels + spec.taps_w + SPARE <= machine().registers:
             self.bring(spec.taps_w - 1)
 
     def bring(self, tap: int) -> None:
@@ -122,18 +117,17 @@ class _Taps:
         b = self._v.builder
         while len(self._held) <= tap:
             if self._held:
-                self._places = {j: opaque(b, b.add(place, self._step)) for j, place in self._places.items()}
-            self._held.append({j: self._v.load(place) for j, place in self._places.items()})
+                self._place = opaque(b, b.add(self._place, self._step))
+            self._held.append(self._v.load(self._place))
 
-    def __getitem__(self, place: tuple[int, int]) -> Value:
-        row, tap = place
-        return self._held[tap][row]
+    def __getitem__(self, tap: int) -> Value:
+        return self._held[tap]
 
 
-def _row(reached: Sequence[int], *, edge: bool) -> Any:
+def _row(*, edge: bool) -> Any:
     @intrinsic
     def row(typing: Any, task: Any, sums: Any, x: Any, weight: Any, channel: Any, left: Any, low: Any) -> Any:
-        """Add an input row to the rows of sums that it reaches, row j by the row of taps j before ``weight``.
+        """Add an input row times a row of taps.
 
         The tile's column ``low`` is the image's first; at an edge, columns outside the image are not read.
         """
@@ -141,22 +135,20 @@ def _row(reached: Sequence[int], *, edge: bool) -> Any:
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             task_, sums_, x_, weight_, channel_, left_, low_ = arguments
-            v, rows = vectors(builder, spec), [j for j in reached if j < spec.rows]
+            v = vectors(builder, spec)
             mask, width = existing(v, spec, left_), field(builder, spec, task_, "width") if edge else None
             pixel = v.index(field(builder, spec, task_, "x_pixel"), STORED[spec.x_type][1])
-            taps = _Taps(v, spec, task_, weight_, rows)
-            total = [builder.extract_value(sums_, i) for i in range(spec.rows * spec.pixels)]
+            taps = _Taps(v, spec, task_, weight_)
+            total = [builder.extract_value(sums_, i) for i in range(spec.pixels)]
             place_x = x_
-            for column, step, pairs in _columns(builder, spec, task_) if rows else ():
+            for column, step, pairs in _columns(builder, spec, task_):
                 inside = builder.icmp_unsigned("<", builder.sub(column, low_), width) if edge else None
                 place_x = opaque(builder, builder.add(place_x, builder.mul(pixel, step)))
                 taps.bring(max(s for _, s in pairs))
                 with where(builder, inside, total) if edge else nullcontext(total) as changed:
                     value = load_x(v, spec, place_x, channel_, left_, mask)
-                    for j in rows:
-                        for output, s in pairs:
-                            place = j * spec.pixels + output
-                            changed[place] = v.fma(value, taps[j, s], changed[place])
+                    for output, s in pairs:
+                        changed[output] = v.fma(value, taps[s], changed[output])
             return context.make_tuple(builder, sums, total)
 
         return sums(task, sums, x, weight, channel, left, low), generate
@@ -164,8 +156,7 @@ def _row(reached: Sequence[int], *, edge: bool) -> Any:
     return row
 
 
-upper_inside, both_inside, lower_inside = (_row(reached, edge=False) for reached in ((0,), (0, 1), (1,)))
-upper_at_edge, both_at_edge, lower_at_edge = (_row(reached, edge=True) for reached in ((0,), (0, 1), (1,)))
+row_inside, row_at_edge = _row(edge=False), _row(edge=True)
 
 
 def write(v: Vectors, spec: Spec, z: Value, out: Value, other: Value | None, place: Value, mask: Value | None) -> None:
@@ -179,26 +170,21 @@ def write(v: Vectors, spec: Spec, z: Value, out: Value, other: Value | None, pla
 
 
 @intrinsic
-def finish(typing: Any, task: Any, sums: Any, out: Any, other: Any, left: Any, rows: Any, count: Any) -> Any:
-    """Write ``rows`` rows of ``count`` pixels: sums activated, or ``other`` times the activation's derivative there."""
+def finish(typing: Any, task: Any, sums: Any, out: Any, other: Any, left: Any, count: Any) -> Any:
+    """Write ``count`` pixels: sums activated, or ``other`` times the activation's derivative there."""
     spec = task.spec
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        task_, sums_, out_, other_, left_, rows_, count_ = arguments
-        v = vectors(builder, spec)
-        mask = existing(v, spec, left_)
-        row_step, step = (field(builder, spec, task_, name) for name in ("out_row", "out_pixel"))
-        for row in range(spec.rows):
-            with builder.if_then(builder.icmp_signed("<", int64(row), rows_), likely=True):
-                place = builder.mul(row_step, int64(row))
-                for pixel in range(spec.pixels):
-                    with builder.if_then(builder.icmp_signed("<", int64(pixel), count_), likely=True):
-                        z = builder.extract_value(sums_, row * spec.pixels + pixel)
-                        write(v, spec, z, out_, other_, place, mask)
-                    place = opaque(builder, builder.add(place, step))
+        task_, sums_, out_, other_, left_, count_ = arguments
+        v, place = vectors(builder, spec), int64(0)
+        mask, step = existing(v, spec, left_), field(builder, spec, task_, "out_pixel")
+        for pixel in range(spec.pixels):
+            with builder.if_then(builder.icmp_signed("<", int64(pixel), count_), likely=True):
+                write(v, spec, builder.extract_value(sums_, pixel), out_, other_, place, mask)
+            place = opaque(builder, builder.add(place, step))
         return context.get_dummy_value()
 
-    return types.none(task, sums, out, other, left, rows, count), generate
+    return types.none(task, sums, out, other, left, count), generate
 
 
 @intrinsic
