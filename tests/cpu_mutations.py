@@ -74,6 +74,20 @@ CPU_MUTATIONS = [
         "room, ready = room, ready",
     ),
     Mutation(
+        "LLVM may take a masked load for part of an FMA",
+        f"{CPU}/simd.py",
+        "return self._by_itself(value) if mask is not None and machine().masks else value",
+        "return value",
+        "AVX-512",
+    ),
+    Mutation(
+        "LLVM may write one bfloat16 as wide as two",
+        f"{CPU}/simd.py",
+        'self._by_itself(value) if stored == "bfloat16" and machine().masks else value',
+        "value",
+        "AVX-512",
+    ),
+    Mutation(
         "an item packs the taps of one vector of channels too few",
         f"{CPU}/packed_taps.py",
         "range(begin, end, task.lanes)",

@@ -160,6 +160,15 @@ def call_along() -> None:
     print("done")
 
 
+def call_masked() -> None:
+    """Loads and stores under masks that LLVM may move or decide: each in an instruction of its own."""
+    from kernels import situations
+
+    for kind in ("integers", "bfloat16"):
+        call(situations.BY_NAME["1d-k4-causal"], kind, "channels_first")
+    print("done")
+
+
 def call_in_pairs() -> None:
     """Planes of which two share a vector: gradients of stride 2, and of weights over rows of half a vector."""
     from kernels import situations

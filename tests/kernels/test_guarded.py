@@ -85,6 +85,10 @@ def test_kernels_over_a_single_row_stay_inside(lanes: int):
     assert finish(start("from kernels import guarded; guarded.call_along()", NPDWCONV_LANES=lanes)).endswith("done")
 
 
+def test_what_masks_leave_out_is_not_touched():
+    assert finish(start("from kernels import guarded; guarded.call_masked()")).endswith("done")
+
+
 @pytest.mark.skipif(LANES < 16, reason="planes share vectors of 16 lanes alone")
 def test_planes_in_pairs_stay_inside():
     assert finish(start("from kernels import guarded; guarded.call_in_pairs()")).endswith("done")

@@ -99,7 +99,21 @@ class Vectors:
         else:
             name = f"llvm.masked.load.v{self.lanes}{_short(element)}.p0"
             value = self._call(name, raw, [pointer, I32(1), mask, ir.Constant(raw, None)])
-        return self._widen(value, stored)
+        value = self._widen(value, stored)
+        return self._by_itself(value) if mask is not None and machine().masks else value
+
+    def _by_itself(self, value: Value) -> Value:
+        """The same value, which LLVM does not make part of an instruction that uses it.
+
+        It makes a masked load the operand of an FMA under the same mask, which is right, and then, where a register
+        that the FMA would overwrite is needed again, a load of its own, which has lost the mask. Of a masked store of
+        values made half as wide, whose mask turns out to keep a single lane, it makes a store of twice that (LLVM 22).
+        """
+        b, kind = self.builder, value.type
+        if kind.element == I16:  # of which assembly language has no vectors
+            value = b.bitcast(value, ir.VectorType(I32, kind.count // 2))
+        value = b.asm(ir.FunctionType(value.type, [value.type]), "", "=v,0", [value], False)
+        return b.bitcast(value, kind)
 
     def load_scalar(self, address: Value, stored: str = "") -> Value:
         """One value, widened."""
@@ -131,6 +145,7 @@ class Vectors:
         elif first and not machine().masks:
             self._store_first(value, address, STORED[stored or self.dtype][1], mask)
         else:
+            value = self._by_itself(value) if stored == "bfloat16" and machine().masks else value
             name = f"llvm.masked.store.v{self.lanes}{_short(value.type.element)}.p0"
             self._call(name, ir.VoidType(), [value, pointer, I32(1), mask])
 
