@@ -348,10 +348,10 @@ def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, kinds: int = 0) -> tuple[i
     """Channels walked together, channels of an item, rows of an item: as measured, see docs/performance.md.
 
     Many taps reuse each input often, which pays while the rows of a strip stay in L1; few taps are bound by memory,
-    which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory. Where a tile rolls
-    down images within reach of L2, with a result of ``kinds`` phases at each place, threads share out the channels, in
-    whole cache lines: beyond the last row of a tile the processor fetches the next ones, and takes from another thread
-    what it writes there.
+    which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory. Where a tile
+    rolls down images within reach of L2, with results of ``kinds`` phases at each place (0: it does not roll),
+    threads share out the channels, in whole cache lines: beyond the last row of a tile the processor fetches the next
+    ones, and takes from another thread what it writes there.
     """
     lanes, channels, images = call.lanes, max(call.channels, 1), max(call.result[0] * d.out, 1)
     step = lanes * STORED[STORED[call.types[0]][2]][1]
