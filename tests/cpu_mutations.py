@@ -64,14 +64,20 @@ CPU_MUTATIONS = [
     Mutation(
         "the last results on their way past the caches are lost",
         f"{CPU}/rolled_pixels.py",
-        "for r in range(count):",
-        "for r in range(count - 1):",
+        "for row in range(held):",
+        "for row in range(held - 1):",
     ),
     Mutation(
         "results past the caches once more from the tiles before",
         f"{CPU}/rolled_pixels.py",
-        "room, ready = ready, room",
-        "room, ready = room, ready",
+        "room, ready, held = ready, room, count",
+        "room, ready, held = room, ready, count",
+    ),
+    Mutation(
+        "steps written out one after the other read the same row",
+        f"{CPU}/pixel_rolling.py",
+        "v.at(x_, row_size)",
+        "x_",
     ),
     Mutation(
         "LLVM may take a masked load for part of an FMA",

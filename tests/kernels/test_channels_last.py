@@ -11,6 +11,7 @@ from kernels.factors import multiplied_once
 
 from npdwconv.geometry import conv_geometry
 from npdwconv.kernels.cpu import caches, channels_last, phases, pixel_plans
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
 from npdwconv.threads import get_num_threads
@@ -174,18 +175,36 @@ def test_past_the_caches(monkeypatch, channels, stride):
     """Whole lines are streamed, wherever the array begins; nothing around it is written."""
     monkeypatch.setattr(caches, "FAR", 0)
     channels_last.launches.cache_clear()
-    for width in (8, 14, 61):
-        case = Case((19, stride * width), stride=stride, channels=channels)
+    for width in (8, 14, 69):  # of 21 rows the last block has fewer steps than are written out, or no multiple of them
+        case = Case((21, stride * width), stride=stride, channels=channels)
         assert case.kernels() == ["streamed"]
-        wanted, bytes_around = case.expected(), 4 * LANES
-        for offset in (0, 4, 3 * LANES - 3 * LANES % 4):
-            raw = np.full(wanted.nbytes + 4 * bytes_around, 77, np.uint8)
-            first = -raw.ctypes.data % bytes_around + bytes_around + offset
-            out = raw[first : first + wanted.nbytes].view(np.float32).reshape(wanted.shape)
-            np.testing.assert_array_equal(case.forward(out), wanted)
-            assert (raw[:first] == 77).all()
-            assert (raw[first + wanted.nbytes :] == 77).all()
+        assert case.plans()[0].fixed["turns"] > 1
+        stays_inside(case)
     channels_last.launches.cache_clear()
+
+
+@pytest.mark.skipif(4 * LANES != LINE, reason="a vector is less than a line")
+def test_more_channels_past_the_caches_than_the_stack_holds(monkeypatch):
+    """They are written at once, past the caches or, where the array does not begin with a line, into them."""
+    monkeypatch.setattr(caches, "FAR", 0)
+    channels_last.launches.cache_clear()
+    case = Case((9, 10), channels=33 * LANES)
+    assert case.kernels() == ["streamed"]
+    assert case.plans()[0].numbers["group"] == 0
+    stays_inside(case)
+    channels_last.launches.cache_clear()
+
+
+def stays_inside(case):
+    """What is written is right, at any offset from a line, and nothing around it is."""
+    wanted, bytes_around = case.expected(), 4 * LANES
+    for offset in (0, 4, 3 * LANES - 3 * LANES % 4):
+        raw = np.full(wanted.nbytes + 4 * bytes_around, 77, np.uint8)
+        first = -raw.ctypes.data % bytes_around + bytes_around + offset
+        out = raw[first : first + wanted.nbytes].view(np.float32).reshape(wanted.shape)
+        np.testing.assert_array_equal(case.forward(out), wanted)
+        assert (raw[:first] == 77).all()
+        assert (raw[first + wanted.nbytes :] == 77).all()
 
 
 @pytest.mark.parametrize(("rows", "kernel"), [(1024, "streamed"), (2, "rolled_wide")])

@@ -21,6 +21,8 @@ PAGE = 4096  # bytes
 FEW = 4  # vectors of channels that a thread has at least where channels are shared out
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 STREAMED, STAGE = 8, 1 << 17  # rows of results on their way past the caches; bytes of those made and those written
+FETCHED = 1024  # bytes of a row that are fetched ahead, at least
+UNSEEN, FEW_TAPS = 3, 9  # times that a load may run down a block; taps up to which that is worth its code
 WIDE = (17, 14)  # pixels of a tile where taps are far apart
 ROLLED = (7, 4, 3, 2)  # places side by side in a tile that rolls; each is compiled, so few
 
@@ -167,7 +169,7 @@ def _shape(call: Call, depth: Sweep, h: Axis, w: Axis) -> int | None:
         return None
     most = (24 if machine().registers >= 32 else 12) // live(h.phases, w.phases, h.first.stride)
     near = not caches.far(*call.sizes)
-    if call.channels * STORED[call.types[0]][1] > PAGE // 2 or (near and kinds == w.first.stride == 1):
+    if call.channels * STORED[call.types[0]][1] > PAGE // 2 or (kinds == 1 and not (near and w.first.stride > 1)):
         most = min(most, ROLLED[1])  # lines that are stored at once are apart, and of many channels each in a page
     fitting = [p for p in ROLLED if p <= min(most, places) and (kinds == 1 or p < ROLLED[0])]
     if call.types[4]:  # it may be the array that is overwritten: no tile may compute results of another's again
@@ -191,25 +193,42 @@ def _rolls(h: Axis, w: Axis) -> bool:
     return few and h.dense() and w.dense() and h.whole() and w.whole()
 
 
-def _group(call: Call, h: Axis, w: Axis, pixels: int) -> int:
-    """Tiles side by side whose results go past the caches together; 0 where they had better stay in them."""
+def _streams(call: Call, h: Axis, w: Axis, pixels: int) -> tuple[dict[str, Fixed], dict[str, int]]:
+    """What is compiled in, and the numbers, of results that go past the caches; nothing where they had better stay."""
     plain = call.types[3] == call.dtype and not call.types[4] and len(h.sweeps) == len(w.sweeps) == h.out_step == 1
     if not (caches.past_caches(*call.sizes) and plain) or w.first.out <= pixels:
-        return 0
-    return min(STAGE // 2 // (STREAMED * pixels * call.channels * STORED[call.dtype][1]), -(-w.first.out // pixels))
+        return {}, {}
+    size = STORED[call.types[0]][1]
+    lined = call.lanes * STORED[call.dtype][1] == LINE and call.channels % call.lanes == 0
+    tile = min(STREAMED, h.first.out) * pixels * call.channels * STORED[call.dtype][1]
+    group = min(STAGE // 2 // tile, -(-w.first.out // pixels))
+    if not (lined or group):
+        return {}, {}
+    fetched = pixels * w.first.stride * call.source[-1] * size
+    return {"lined": lined, "stage": STAGE, "ahead": -(-FETCHED // fetched)}, {"group": group}
+
+
+def _turns(steps: int, taps: int) -> int:
+    """Steps of a tile whose instructions are written out one after the other.
+
+    A processor sees each load's address grow by a row with every step, after some of them fetches more rows by itself,
+    and does not know where the block ends. It does not begin where each of these loads runs a few times only.
+    """
+    return next(t for t in range(1, steps + 1) if steps % t == 0 and (steps // t <= UNSEEN or taps > FEW_TAPS))
 
 
 def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
     places, step = w.first.out, w.first.stride
     strip, block_channels, block_rows = _blocks(call, ONE, h.first, w.first, kinds=len(h.sweeps) * len(w.sweeps))
-    whole, group = places == pixels, _group(call, h, w, pixels)
-    if group:
+    whole, (streams, group) = places == pixels, _streams(call, h, w, pixels)
+    late = steps_late(h.phases, h.first.stride)
+    if streams:
         block_channels, block_rows = call.channels, min(STREAMED, h.first.out)
     row_blocks, channel_blocks = -(-h.first.out // block_rows), -(-call.channels // block_channels)
     fixed, numbers = _common(call, block_channels, call.result[0] * row_blocks)
     fixed |= {
         "whole": whole,
-        "streams": bool(group),
+        "streams": bool(streams),
         "pixels": pixels,
         "row_taps": columns.written(h.phases),
         "column_taps": columns.written(w.phases),
@@ -217,14 +236,14 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
         "column_step": step,
         "row_kinds": len(h.sweeps),
         "column_kinds": len(w.sweeps),
-        "late": steps_late(h.phases, h.first.stride),
+        "late": late,
+        "turns": _turns(block_rows + late, h.taps * w.taps) if streams else 1,
         "kernel_w": call.kernel[-1],
         "missing": max(w.low, 0),
         "existing": min(w.first.size + w.low - (places - pixels) * step, (pixels - 1) * step + w.reach + 1),
         "last": w.results - (places - 1) * len(w.sweeps),
+        **streams,
     }
-    if group:
-        fixed["stage"], numbers["group"] = STAGE, group
     numbers |= {
         "height": h.first.size,
         "low_h": h.low,
@@ -239,13 +258,14 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
         "block_channels": block_channels,
         "block_rows": block_rows,
         "row_blocks": row_blocks,
+        **group,
     }
     numbers["out_row"] *= h.out_step
     numbers["out_pixel"] *= w.out_step
     items = numbers["slices"] * channel_blocks if call.channels else 0
     work = call.result[0] * call.channels * h.first.out * places * max(h.taps * w.taps, 4)
     work += packing_work(call) if fixed["packs"] else 0
-    kernel = "streamed" if group else "rolled_whole" if whole else "rolled_wide"
+    kernel = "streamed" if streams else "rolled_whole" if whole else "rolled_wide"
     return Plan(kernel, fixed, numbers, items, work)
 
 

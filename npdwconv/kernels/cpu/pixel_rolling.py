@@ -7,6 +7,7 @@ one, the rightmost one, between these, or all there is, and leaves out what it d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -142,7 +143,7 @@ def stepping(*, leftmost: bool, rightmost: bool) -> Any:
         top: Any,
         channel: Any,
     ) -> Any:
-        """Take a step's input rows, from row ``top`` at ``x`` on, and write the results that end with them.
+        """Take ``spec.turns`` steps: a step's input rows, from row ``top`` at ``x`` on; write the results that end.
 
         ``place`` is the one that begins here, of a block that has ``results`` rows of results, ``down`` values apart;
         ``out`` is where its first result is.
@@ -162,39 +163,44 @@ def stepping(*, leftmost: bool, rightmost: bool) -> Any:
             row_size, pixel_size = (
                 v.index(field(builder, spec, task_, f"x_{name}"), STORED[spec.x_type][1]) for name in ("row", "pixel")
             )
+            out_size = v.index(down_, STORED[spec.out_type][1])
             taps = {tap: builder.extract_value(held_, i) for i, tap in enumerate(tile.taps())}
-            acc = {each: builder.extract_value(sums_, i) for i, each in enumerate(tile.carried())}
-            first = v.load(bias_, spec.bias_type, mask) if spec.bias_type else v.zero()
-            acc |= {each: first for row in range(len(tile.rows)) for each in tile.sums(row, 0)}
-            places, total = {each: i for i, each in enumerate(acc)}, [*acc.values()]
-            for i in range(tile.row_step):
-                exists = builder.icmp_unsigned("<", builder.add(top_, int64(i)), height)
-                met = tile.meetings(i)
-                with where(builder, exists, total) as changed:
-                    at, last = v.at(x_, builder.mul(row_size, int64(i))), 0
-                    if spec.streams:
-                        _fetch_next(v, tile, at, pixel_size, channel_)
-                    for column, readers in columns.items() if met else ():
-                        at, last = opaque(builder, v.at(at, builder.mul(pixel_size, int64(column - last)))), column
-                        value = load_x(v, spec, at, channel_, left_, mask)
-                        for row, age, tap_row in met:
-                            for pixel, phase, tap in readers:
-                                sum_ = places[Sum(row, age, pixel, phase)]
-                                changed[sum_] = v.fma(value, taps[tap_row, tap], changed[sum_])
-            acc = dict(zip(acc, total, strict=True))
-            for row in range(len(tile.rows)):
-                _write(
-                    v,
-                    tile,
-                    task_,
-                    row,
-                    acc,
-                    (out_, down_),
-                    (place_, results_),
-                    mask,
-                    rightmost=rightmost,
-                )
-            going = [acc[each._replace(age=each.age - 1)] for each in tile.carried()]
+            going = [builder.extract_value(sums_, i) for i in range(len(tile.carried()))]
+            for _ in range(spec.turns):
+                acc = dict(zip(tile.carried(), going, strict=True))
+                first = v.load(bias_, spec.bias_type, mask) if spec.bias_type else v.zero()
+                acc |= {each: first for row in range(len(tile.rows)) for each in tile.sums(row, 0)}
+                places, total = {each: i for i, each in enumerate(acc)}, [*acc.values()]
+                for i in range(tile.row_step):
+                    exists = builder.icmp_unsigned("<", top_, height)
+                    met = tile.meetings(i)
+                    with where(builder, exists, total) as changed:
+                        at, last = x_, 0
+                        if spec.streams:
+                            _fetch_next(v, tile, at, pixel_size, channel_)
+                        for column, readers in columns.items() if met else ():
+                            at, last = opaque(builder, v.at(at, builder.mul(pixel_size, int64(column - last)))), column
+                            value = load_x(v, spec, at, channel_, left_, mask)
+                            for row, age, tap_row in met:
+                                for pixel, phase, tap in readers:
+                                    sum_ = places[Sum(row, age, pixel, phase)]
+                                    changed[sum_] = v.fma(value, taps[tap_row, tap], changed[sum_])
+                    top_, x_ = builder.add(top_, int64(1)), v.at(x_, row_size)
+                acc = dict(zip(acc, total, strict=True))
+                for row in range(len(tile.rows)):
+                    _write(
+                        v,
+                        tile,
+                        task_,
+                        row,
+                        acc,
+                        (out_, down_),
+                        (place_, results_),
+                        mask,
+                        rightmost=rightmost,
+                    )
+                going = [acc[each._replace(age=each.age - 1)] for each in tile.carried()]
+                place_, out_ = builder.add(place_, int64(1)), v.at(out_, builder.mul(out_size, int64(len(tile.rows))))
             return context.make_tuple(builder, sums, going or [v.zero()])
 
         return sums(task, sums, held, bias, x, out, down, place, results, top, channel), generate
@@ -205,8 +211,8 @@ def stepping(*, leftmost: bool, rightmost: bool) -> Any:
 def _fetch_next(v: Vectors, tile: Tile, row: Value, pixel_size: Value, channel: Value) -> None:
     """Bring what the tile to the right reads of an input row, and this one does not: a share for each vector of
     channels, in the order of memory."""
-    size, next_ = STORED[tile.spec.x_type][1], max(tile.readers()) + 1
-    pixels = tile.pixels * tile.column_step
+    size, pixels = STORED[tile.spec.x_type][1], tile.pixels * tile.column_step
+    next_ = max(tile.readers()) + 1 + (int(tile.spec.ahead) - 1) * pixels
     share = v.builder.mul(channel, int64((pixels - 1) * size))  # the row begins at the channel
     first = v.at(row, v.builder.mul(pixel_size, int64(next_)), share)
     for place in range(0, pixels * v.lanes * size, LINE):
@@ -235,9 +241,26 @@ def _write(
     with b.if_then(b.icmp_unsigned("<", number, results), likely=True):
         at = b.mul(down, int64(behind))
         missing = phases - int(spec.last) if rightmost else 0  # of the last place's results
-        for each in tile.sums(row, age)[: tile.pixels * phases - missing]:
-            write(v, spec, acc[each], out, other, at, mask)
-            at = opaque(b, b.add(at, across))
+        written = tile.sums(row, age)[: tile.pixels * phases - missing]
+        for way in _ways(b, spec, task):
+            place_ = at
+            for each in written:
+                write(v, spec, acc[each], out, other, place_, mask, streams=way)
+                place_ = opaque(b, b.add(place_, across))
+
+
+def _ways(b: Any, spec: Spec, task: Value) -> Iterator[bool]:
+    """Whether what is written goes past the caches: it does where vectors are whole lines of `out`."""
+    if not (spec.streams and spec.lined):
+        yield False
+        return
+    size = STORED[spec.out_type][1] * int(spec.lanes)
+    begins = b.and_(field(b, spec, task, "out"), int64(size - 1))
+    with b.if_else(b.icmp_unsigned("==", begins, int64(0)), likely=True) as (lines, others):
+        with lines:
+            yield True
+        with others:
+            yield False
 
 
 def _beside(b: Any, spec: Spec, task: Value, out: Value) -> Value:

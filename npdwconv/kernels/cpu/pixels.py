@@ -159,14 +159,28 @@ def _row(*, edge: bool) -> Any:
 row_inside, row_at_edge = _row(edge=False), _row(edge=True)
 
 
-def write(v: Vectors, spec: Spec, z: Value, out: Value, other: Value | None, place: Value, mask: Value | None) -> None:
+def write(
+    v: Vectors,
+    spec: Spec,
+    z: Value,
+    out: Value,
+    other: Value | None,
+    place: Value,
+    mask: Value | None,
+    *,
+    streams: bool = False,
+) -> None:
     """Write ``z`` activated, or ``other`` times the activation's derivative there, ``place`` values after ``out``."""
     if spec.other_type:
         factor = v.load(v.at(other, v.index(place, STORED[spec.other_type][1])), spec.other_type, mask)
         value = v.builder.fmul(factor, activate.derivative(v, spec.activation, z))
     else:
         value = activate.activate(v, spec.activation, z)
-    v.store(value, v.at(out, v.index(place, STORED[spec.out_type][1])), spec.out_type, mask)
+    address = v.at(out, v.index(place, STORED[spec.out_type][1]))
+    if streams:
+        v.stream(value, address)
+    else:
+        v.store(value, address, spec.out_type, mask)
 
 
 @intrinsic

@@ -30,11 +30,11 @@ def _strip(*, leftmost: bool, rightmost: bool) -> Any:
     ) -> None:
         """Write the results of ``count`` places down the image from those at ``out`` on, whose first row is ``top``."""
         held, sums = hold(task, weight), begin(task)
-        for place in range(count + task.late):
+        for place in range(0, count + task.late, task.turns):
             sums = step(task, sums, held, bias, x, out, down, place, results, top, channel)
-            top += task.row_step
-            x += task.row_step * task.x_row * task.x_size
-            out += task.row_kinds * down * task.out_size
+            top += task.turns * task.row_step
+            x += task.turns * task.row_step * task.x_row * task.x_size
+            out += task.turns * task.row_kinds * down * task.out_size
 
     return strip
 
@@ -139,10 +139,10 @@ def _roller(roll: Any) -> Any:
 
 
 def _streamed(task: Any, item: Any) -> None:
-    """A block of rows of an image, all channels, results past the caches: some tiles' columns after another.
+    """A block of rows of an image, all channels, results past the caches.
 
-    While they are made, those of the tiles before are written, as many lines after each tile as it has made: memory
-    reads and writes at once.
+    Vectors that are whole lines are written at once. Others lie on the stack until some tiles' columns are done; while
+    the next ones are made, they are written row by row: memory reads and writes at once.
     """
     row_block, image = item % task.row_blocks, item // task.row_blocks
     pack_own(task, 0, task.channels)
@@ -151,12 +151,13 @@ def _streamed(task: Any, item: Any) -> None:
     top = p * task.row_step - task.low_h
     corner = image * task.x_image + top * task.x_row - task.low_w * task.x_pixel
     place = image * task.out_image + task.out_start + p * task.out_row
-    room, down = stage(task), task.group * task.pixels * task.channels
-    ready = room + task.stage // 2
-    row, done, length, target = count, 0, 0, 0  # of what is ready: rows and values written, values a row, its first
-    for first in range(0, task.tiles, task.group):
-        origin = min(first * task.pixels, task.out_w - task.pixels)
-        last = min(first + task.group, task.tiles)
+    straight = task.lined and (task.group == 0 or task.out % (task.lanes * task.out_size) == 0)
+    room, down = stage(task), task.out_row if straight else task.group * task.pixels * task.channels
+    ready, held, length, there = room + task.stage // 2, 0, 0, 0  # rows on the stack, their values, where they belong
+    for first in range(0, task.tiles, max(task.group, 1)):
+        origin, last = min(first * task.pixels, task.out_w - task.pixels), min(first + max(task.group, 1), task.tiles)
+        target = task.out + (place + origin * task.channels) * task.out_size
+        rolls, rolled, row = (last - first) * -(-task.channels // task.lanes), 0, 0
         for tile in range(first, last):
             q = min(tile * task.pixels, task.out_w - task.pixels)
             source = corner + q * task.column_step * task.x_pixel
@@ -167,31 +168,22 @@ def _streamed(task: Any, item: Any) -> None:
                     task.weight + c * task.weight_size,
                     task.bias + c * task.bias_size,
                     task.x + (source + c // task.repeat) * task.x_size,
-                    room + ((q - origin) * task.channels + c) * task.out_size,
+                    (target if straight else room) + ((q - origin) * task.channels + c) * task.out_size,
                     down,
                     top,
                     count,
                     count,
                     c,
                 )
-                lines = count * task.pixels
-                while lines > 0 and row < count:
-                    there = target + (row * task.out_row + done) * task.out_size
-                    values = min(-(there // task.out_size) % task.lanes + lines * task.lanes, length - done)
-                    stream(task, ready + (row * down + done) * task.out_size, there, values)
-                    lines -= values // task.lanes + 1
-                    done += values
-                    if done == length:
-                        row, done = row + 1, 0
-        while row < count:
-            there = target + (row * task.out_row + done) * task.out_size
-            stream(task, ready + (row * down + done) * task.out_size, there, length - done)
-            row, done = row + 1, 0
-        room, ready = ready, room
-        row, length = 0, (min(last * task.pixels, task.out_w) - origin) * task.channels
-        target = task.out + (place + origin * task.channels) * task.out_size
-    for r in range(count):
-        stream(task, ready + r * down * task.out_size, target + r * task.out_row * task.out_size, length)
+                rolled += 1
+                while row < held * rolled // rolls:
+                    stream(task, ready + row * down * task.out_size, there + row * task.out_row * task.out_size, length)
+                    row += 1
+        if not straight:
+            room, ready, held = ready, room, count
+            there, length = target, (min(last * task.pixels, task.out_w) - origin) * task.channels
+    for row in range(held):
+        stream(task, ready + row * down * task.out_size, there + row * task.out_row * task.out_size, length)
 
 
 rolled_whole, rolled_wide, streamed = Kernel(_roller(inlined(_whole))), Kernel(_roller(wide)), Kernel(_streamed)
