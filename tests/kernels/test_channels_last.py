@@ -207,6 +207,14 @@ def stays_inside(case):
         assert (raw[first + wanted.nbytes :] == 77).all()
 
 
+@pytest.mark.parametrize(("rows", "turns"), [(2, 2), (6, 4), (7, 3), (8, 5), (9, 1), (14, 1)])
+def test_steps_written_out(rows, turns):
+    """Where they come out even, so that a load runs down an image three times at most."""
+    case = Case((rows, 9))
+    assert case.plans()[0].fixed["turns"] == turns
+    case.check()
+
+
 @pytest.mark.parametrize(("rows", "kernel"), [(1024, "streamed"), (2, "rolled_wide")])
 def test_a_strip_of_a_large_image_stays_in_the_caches(rows, kernel):
     """It is read again at once; the image's whole result is not."""

@@ -22,7 +22,7 @@ FEW = 4  # vectors of channels that a thread has at least where channels are sha
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 STREAMED, STAGE = 8, 1 << 17  # rows of results on their way past the caches; bytes of those made and those written
 FETCHED = 1024  # bytes of a row that are fetched ahead, at least
-UNSEEN, FEW_TAPS = 3, 9  # times that a load may run down a block; taps up to which that is worth its code
+UNSEEN, WRITTEN, FEW_TAPS = 3, 5, 9  # times a load may run down a block; copies, and taps, up to which it is worth it
 WIDE = (17, 14)  # pixels of a tile where taps are far apart
 ROLLED = (7, 4, 3, 2)  # places side by side in a tile that rolls; each is compiled, so few
 
@@ -211,10 +211,11 @@ def _streams(call: Call, h: Axis, w: Axis, pixels: int) -> tuple[dict[str, Fixed
 def _turns(steps: int, taps: int) -> int:
     """Steps of a tile whose instructions are written out one after the other.
 
-    A processor sees each load's address grow by a row with every step, after some of them fetches more rows by itself,
-    and does not know where the block ends. It does not begin where each of these loads runs a few times only.
+    A processor sees the address of a load grow by a row with every step; after a few it fetches rows by itself, and
+    does not know where the block ends. It does not begin where each load runs ``UNSEEN`` times at most.
     """
-    return next(t for t in range(1, steps + 1) if steps % t == 0 and (steps // t <= UNSEEN or taps > FEW_TAPS))
+    few = [turns for turns in range(1, WRITTEN + 1) if steps % turns == 0 and steps // turns <= UNSEEN]
+    return few[0] if few and taps <= FEW_TAPS else 1
 
 
 def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
@@ -237,7 +238,7 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
         "row_kinds": len(h.sweeps),
         "column_kinds": len(w.sweeps),
         "late": late,
-        "turns": _turns(block_rows + late, h.taps * w.taps) if streams else 1,
+        "turns": _turns(block_rows + late, h.taps * w.taps) if streams or row_blocks == 1 else 1,
         "kernel_w": call.kernel[-1],
         "missing": max(w.low, 0),
         "existing": min(w.first.size + w.low - (places - pixels) * step, (pixels - 1) * step + w.reach + 1),
