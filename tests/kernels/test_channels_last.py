@@ -210,7 +210,7 @@ def stays_inside(case):
 @pytest.mark.parametrize(("rows", "turns"), [(2, 2), (6, 4), (7, 3), (8, 5), (9, 1), (14, 1)])
 def test_steps_written_out(rows, turns):
     """Where they come out even, so that a load runs down an image three times at most."""
-    case = Case((rows, 9))
+    case = Case((rows, 9), batch=get_num_threads())  # whole images for each
     assert case.plans()[0].fixed["turns"] == turns
     case.check()
 
