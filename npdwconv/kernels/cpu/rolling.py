@@ -12,6 +12,7 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.column_tiles import Output, Taps, fetch, place_taps
 from npdwconv.kernels.cpu.columns import Columns, Tile, Weights, field_or_fixed, where
 from npdwconv.kernels.cpu.engine import Kernel, inlined
@@ -237,7 +238,7 @@ def _rolled(task: Any, item: Any) -> None:
         y = task.other + (plane * task.out_plane + p0 * task.tile_pitch) * task.other_size
         done = top + rows * task.row_step if block < task.blocks - 1 else task.height
         ahead = task.source + (source + done) * task.width * task.source_size if task.piece else 0
-        shift = task.out // task.out_size % task.tile_columns if task.streams else 0
+        shift = task.out // task.out_size % min(task.tile_columns, LINE // task.out_size) if task.streams else 0
         for start in range(-shift, task.out_w, task.tile_columns):
             q = min(start, task.last_q)
             left = q * task.column_step - task.low_w
