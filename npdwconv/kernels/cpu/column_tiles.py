@@ -284,7 +284,10 @@ class Output:
             self.v.scatter(value, address, int64(self.step * STORED[self.stored][1]), self.stored, mask)
 
     def _stream(self, value: Value, address: Value, mask: Value | None) -> None:
-        """Write past the caches what is a vector as a whole and begins as one may; a line in part would cost more."""
+        """Write past the caches what is a vector as a whole and begins as one may; a line in part would cost more.
+
+        A store of no lanes brings its line all the same.
+        """
         v, b = self.v, self.v.builder
         if mask is None:
             v.stream(value, address)
@@ -293,7 +296,7 @@ class Output:
         with b.if_else(b.and_(v.all(mask), aligned), likely=True) as (whole, some):
             with whole:
                 v.stream(value, address)
-            with some:
+            with some, b.if_then(v.any(mask)):
                 v.store(value, address, self.stored, mask, first=False)
 
 

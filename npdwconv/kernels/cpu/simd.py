@@ -227,6 +227,11 @@ class Vectors:
         kind = ir.IntType(self.lanes)
         return self.builder.icmp_unsigned("==", self.builder.bitcast(mask, kind), kind(-1))
 
+    def any(self, mask: Value) -> Value:
+        """Whether a mask keeps a lane."""
+        kind = ir.IntType(self.lanes)
+        return self.builder.icmp_unsigned("!=", self.builder.bitcast(mask, kind), kind(0))
+
     def everywhere(self, flag: Value) -> Value:
         """The mask of all lanes or none."""
         return self.splat(flag)
