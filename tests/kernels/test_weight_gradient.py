@@ -216,6 +216,20 @@ def test_fetching_the_next_image_changes_nothing(monkeypatch, layout):
     weight_gradient._plan.cache_clear()
 
 
+@pytest.mark.parametrize(("channels", "fetches"), [((8, 0), True), ((8, 3), True), ((1, 0), False)])
+def test_fetching_the_next_rows_changes_nothing(monkeypatch, channels, fetches):
+    """Of many channels; past the last row there is nothing."""
+    monkeypatch.setattr(caches, "FAR", 0)
+    weight_gradient._plan.cache_clear()
+    case = Case((41, 37), (3, 3), stride=2, channels=channels, batch=2)
+    z, x, g = arrays(case, "channels_last")
+    plan = weight_gradient._plan(z.shape, x.shape, (z.dtype,) * 3, g.axes, "channels_last")
+    assert (plan.sum_chunks.spec.laid, plan.sum_chunks.spec.fetches) == (False, fetches)
+    ours, theirs = gradients(case, "channels_last")
+    np.testing.assert_array_equal(ours, theirs)
+    weight_gradient._plan.cache_clear()
+
+
 @pytest.mark.parametrize(("case", "layout"), TRANSPOSED, ids=str)
 def test_transposed(case, layout):
     ours, theirs = gradients(case, layout, transposed=True)

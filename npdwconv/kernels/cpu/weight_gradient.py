@@ -46,6 +46,7 @@ from npdwconv.layouts import Array, split_shape
 
 GROUP, LARGE_GROUP = 4, 16  # vectors of channels, neighbours in memory, that an item walks together
 LARGE = 4_000_000  # bytes of z and x above which they come from far away, and longer runs come faster
+FETCHED = 256  # bytes of a pixel from which on rows are fetched ahead
 ITEMS = 8  # that a launch aims at: enough for any number of threads worth having
 
 
@@ -140,7 +141,14 @@ def _plan_direct(job: Job) -> _Plan:
         "x_image": job.axes[0].size * h.size * x_row,
     }
     tile = tile_of(h, w, narrow=False)
-    return _launches(job, rows, tile, {"laid": False, "tail": job.channels < used}, numbers, used, groups, chunks)
+    fixed = {"laid": False, "tail": job.channels < used, "fetches": _fetches(job)}
+    return _launches(job, rows, tile, fixed, numbers, used, groups, chunks)
+
+
+def _fetches(job: Job) -> bool:
+    """Whether the next rows are fetched while these are read where they are: rows of many channels, from memory."""
+    shared, pixel = max(job.shares()) > 1, job.channels * min(job.sizes())
+    return job.axes[0].kernel == 1 and not shared and pixel >= FETCHED and caches.far(job.nbytes(), 0)
 
 
 def _plan_laid(job: Job, group: int) -> _Plan:

@@ -10,6 +10,7 @@ from typing import Any
 
 from npdwconv.kernels.cpu import weight_planes as planes
 from npdwconv.kernels.cpu import weight_tiles as tiles
+from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.engine import Kernel, compiled, inlined
 
 
@@ -85,6 +86,29 @@ def _several(task: Any, top: Any, p: Any, limit: Any) -> Any:
     return task.lines > 1 and top >= 0 and bottom < task.height and p + task.lines <= limit
 
 
+@compiled
+def _fetch_rows(task: Any, z: Any, x: Any, ps: Any, v0: Any, v1: Any, v: Any) -> None:
+    """Ask for what as many rows behind ``ps`` read of the vectors of channels ``v0`` to ``v1``: the share of ``v``.
+
+    ``z`` is where the first of the rows is, ``x`` where row 0 is.
+    """
+    lines = ps[1] - ps[0]
+    below = (ps[1] - 1) * task.stride_h - task.low_h + (task.kernel_h - 1) * task.dilation_h + 1
+    first, run = v0 * task.lanes, (v1 - v0) * task.lanes
+    z += lines * task.z_line + first * task.z_size
+    x += below * task.x_row + first * task.x_size
+    _fetch(task, z, lines * task.out_w, task.z_pixel, run * task.z_size, v - v0, v1 - v0)
+    _fetch(task, x, lines * task.stride_h * task.width, task.x_pixel, run * task.x_size, v - v0, v1 - v0)
+
+
+@compiled
+def _fetch(task: Any, first: Any, pixels: Any, pixel: Any, run: Any, share: Any, shares: Any) -> None:
+    """Ask for a share of ``run`` bytes of each of the ``pixels`` from ``first`` on, in the order of memory."""
+    for i in range(pixels * share // shares, pixels * (share + 1) // shares):
+        for place in range(0, run, LINE):
+            tiles.fetch(task, first + i * pixel + place)
+
+
 def _rows(task: Any, item: Any) -> None:
     """Channels last: a group of vectors of channels over a chunk of rows."""
     group = item % task.groups
@@ -117,6 +141,8 @@ def _rows(task: Any, item: Any) -> None:
                 _walk(
                     task, place, zc, xc, ps, (0, task.out_w), (0, task.kernel_h), (0, task.kernel_w), task.channels - c
                 )
+                if task.fetches:
+                    _fetch_rows(task, z, x, ps, v0, v1, v)
 
 
 def _laying(side: str) -> Any:

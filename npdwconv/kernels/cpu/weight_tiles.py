@@ -14,6 +14,7 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
+from npdwconv.kernels.cpu.gemm import prefetch
 from npdwconv.kernels.cpu.pixels import meetings
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
@@ -290,3 +291,14 @@ def add(typing: Any, task: Any, place: Any, other: Any) -> Any:
         return context.get_dummy_value()
 
     return types.none(task, place, other), generate
+
+
+@intrinsic
+def fetch(typing: Any, task: Any, place: Any) -> Any:
+    """Ask for the line at ``place``, which need not exist."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        prefetch(builder, arguments[1])
+        return context.get_dummy_value()
+
+    return types.none(task, place), generate
