@@ -169,30 +169,35 @@ def test_an_infinite_weight_meets_no_padding():
     assert np.isposinf(case.forward()).all()
 
 
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels", [2 * LANES, 2 * LANES + 3])
-def test_past_the_caches(monkeypatch, channels, stride):
-    """Whole lines are streamed, wherever the array begins; nothing around it is written."""
+@pytest.fixture
+def far(monkeypatch):
+    """Images count as lying in memory, however small they are."""
     monkeypatch.setattr(caches, "FAR", 0)
     channels_last.launches.cache_clear()
+    yield
+    channels_last.launches.cache_clear()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [2 * LANES, 2 * LANES + 3])
+@pytest.mark.usefixtures("far")
+def test_past_the_caches(channels, stride):
+    """Whole lines are streamed, wherever the array begins; nothing around it is written."""
     for width in (8, 14, 69):  # of 21 rows the last block has fewer steps than are written out, or no multiple of them
         case = Case((21, stride * width), stride=stride, channels=channels)
         assert case.kernels() == ["streamed"]
         assert case.plans()[0].fixed["turns"] > 1
         stays_inside(case)
-    channels_last.launches.cache_clear()
 
 
 @pytest.mark.skipif(4 * LANES != LINE, reason="a vector is less than a line")
-def test_more_channels_past_the_caches_than_the_stack_holds(monkeypatch):
+@pytest.mark.usefixtures("far")
+def test_more_channels_past_the_caches_than_the_stack_holds():
     """They are written at once, past the caches or, where the array does not begin with a line, into them."""
-    monkeypatch.setattr(caches, "FAR", 0)
-    channels_last.launches.cache_clear()
     case = Case((9, 10), channels=33 * LANES)
     assert case.kernels() == ["streamed"]
     assert case.plans()[0].numbers["group"] == 0
     stays_inside(case)
-    channels_last.launches.cache_clear()
 
 
 def stays_inside(case):

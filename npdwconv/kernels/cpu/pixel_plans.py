@@ -212,7 +212,7 @@ def _turns(steps: int, taps: int) -> int:
     """Steps of a tile whose instructions are written out one after the other.
 
     A processor sees the address of a load grow by a row with every step; after a few it fetches rows by itself, and
-    does not know where the block ends. It does not begin where each load runs ``UNSEEN`` times at most.
+    does not know where the block ends. It seems not to begin where each load runs ``UNSEEN`` times at most.
     """
     few = [turns for turns in range(1, WRITTEN + 1) if steps % turns == 0 and steps // turns <= UNSEEN]
     return few[0] if few and taps <= FEW_TAPS else 1
