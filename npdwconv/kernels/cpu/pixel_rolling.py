@@ -166,39 +166,34 @@ def stepping(*, leftmost: bool, rightmost: bool) -> Any:
             out_size = v.index(down_, STORED[spec.out_type][1])
             taps = {tap: builder.extract_value(held_, i) for i, tap in enumerate(tile.taps())}
             going = [builder.extract_value(sums_, i) for i in range(len(tile.carried()))]
+
+            def add(row: Value, met: list[tuple[int, int, int]], acc: dict[Sum, Value]) -> None:
+                """Add an input row to the sums that it meets."""
+                at, last = row, 0
+                if spec.streams:
+                    _fetch_next(v, tile, row, pixel_size, channel_)
+                for column, readers in columns.items() if met else ():
+                    at, last = opaque(builder, v.at(at, builder.mul(pixel_size, int64(column - last)))), column
+                    value = load_x(v, spec, at, channel_, left_, mask)
+                    for kind, age, tap_row in met:
+                        for pixel, phase, tap in readers:
+                            sum_ = Sum(kind, age, pixel, phase)
+                            acc[sum_] = v.fma(value, taps[tap_row, tap], acc[sum_])
+
             for _ in range(spec.turns):
                 acc = dict(zip(tile.carried(), going, strict=True))
                 first = v.load(bias_, spec.bias_type, mask) if spec.bias_type else v.zero()
                 acc |= {each: first for row in range(len(tile.rows)) for each in tile.sums(row, 0)}
-                places, total = {each: i for i, each in enumerate(acc)}, [*acc.values()]
                 for i in range(tile.row_step):
-                    exists = builder.icmp_unsigned("<", top_, height)
-                    met = tile.meetings(i)
-                    with where(builder, exists, total) as changed:
-                        at, last = x_, 0
-                        if spec.streams:
-                            _fetch_next(v, tile, at, pixel_size, channel_)
-                        for column, readers in columns.items() if met else ():
-                            at, last = opaque(builder, v.at(at, builder.mul(pixel_size, int64(column - last)))), column
-                            value = load_x(v, spec, at, channel_, left_, mask)
-                            for row, age, tap_row in met:
-                                for pixel, phase, tap in readers:
-                                    sum_ = places[Sum(row, age, pixel, phase)]
-                                    changed[sum_] = v.fma(value, taps[tap_row, tap], changed[sum_])
+                    total = [*acc.values()]
+                    with where(builder, builder.icmp_unsigned("<", top_, height), total) as changed:
+                        added = dict(zip(acc, changed, strict=True))
+                        add(x_, tile.meetings(i), added)
+                        changed[:] = added.values()
+                    acc = dict(zip(acc, total, strict=True))
                     top_, x_ = builder.add(top_, int64(1)), v.at(x_, row_size)
-                acc = dict(zip(acc, total, strict=True))
                 for row in range(len(tile.rows)):
-                    _write(
-                        v,
-                        tile,
-                        task_,
-                        row,
-                        acc,
-                        (out_, down_),
-                        (place_, results_),
-                        mask,
-                        rightmost=rightmost,
-                    )
+                    _write(v, tile, task_, row, acc, (out_, down_), (place_, results_), mask, rightmost=rightmost)
                 going = [acc[each._replace(age=each.age - 1)] for each in tile.carried()]
                 place_, out_ = builder.add(place_, int64(1)), v.at(out_, builder.mul(out_size, int64(len(tile.rows))))
             return context.make_tuple(builder, sums, going or [v.zero()])
