@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from itertools import product
 from math import ceil
 
@@ -11,16 +10,14 @@ import pytest
 
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.activations import ACTIVATIONS
-from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import caches, cuts, pointwise, products, separable, strips, together
+from npdwconv.kernels.cpu import caches, cuts, pointwise, products
 from npdwconv.kernels.cpu.arrays import room
 from npdwconv.kernels.cpu.cuts import TILES, best_cut, panels
 from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.machine import MACHINES, machine
 from npdwconv.kernels.cpu.products import Matrices, Strides, packed_product, packing
 from npdwconv.kernels.reference import pointwise as reference
-from npdwconv.kernels.reference import separable as separable_reference
-from npdwconv.layouts import LAYOUTS, shape_of
+from npdwconv.layouts import LAYOUTS
 
 LANES = machine().lanes(4)
 RELU6 = ACTIVATIONS["relu6"]
@@ -306,60 +303,3 @@ def test_lines_that_are_read_anew(monkeypatch):
         return products.scattered(m, m.cut("columns"))
 
     assert cycles(512) > 0 == cycles(128) == cycles(512, line=512)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    ("spatial", "stride", "mode", "multiplier"),
-    [
-        pytest.param((15, 37), 1, "zeros", 1, id="plane"),
-        pytest.param((15, 17), 2, "reflect", 1, id="copied-border"),
-        pytest.param((5, 9, 8), 1, "zeros", 1, id="volume"),
-        pytest.param((90,), 1, "zeros", 2, id="line-multiplied"),
-    ],
-)
-def test_strips(spatial, stride, mode, multiplier, layout, monkeypatch):
-    """A separable convolution strip by strip is the one of whole images, with several strips for an item."""
-    monkeypatch.setattr(strips, "LEAST_BYTES", 0)
-    monkeypatch.setattr(together, "STRIP_BYTES", 4000)
-    strips.strips.cache_clear()
-    rng, rank, channels = np.random.default_rng(7), len(spatial), 6
-    g = conv_geometry(spatial, (3,) * rank, (stride,) * rank, (1,) * rank, ((1, 1),) * rank, mode)
-    x = integers(rng, shape_of(layout, 3, channels, spatial))
-    depthwise_weight = integers(rng, (channels * multiplier, 1, *g.kernel))
-    weight, bias = integers(rng, (7, channels * multiplier)), integers(rng, 7)
-    shape = shape_of(layout, 3, 7, g.out)
-    expected, found = nothing(shape), nothing(shape)
-    operands = x, depthwise_weight, integers(rng, channels * multiplier), weight, bias
-    separable.separable_fwd(*operands, found, g, layout, RELU6, None)
-    separable_reference.separable_fwd(*operands, expected, g, layout, RELU6, None)
-    assert strips.strips.cache_info().currsize == 1
-    strips.strips.cache_clear()
-    np.testing.assert_array_equal(found, expected)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(
-    "spatial",
-    [
-        pytest.param((192, 200), id="plane"),
-        pytest.param((9, 64, 66), id="volume", marks=pytest.mark.sweep),
-        pytest.param((40_000,), id="line", marks=pytest.mark.sweep),
-    ],
-)
-def test_the_value_between_the_stages_is_never_whole(layout, spatial):
-    """Beside operands and result, 4 MB are enough; the middle value would take more."""
-    rank, channels = len(spatial), 48
-    g = conv_geometry(spatial, (3,) * rank, (1,) * rank, (1,) * rank, ((1, 1),) * rank, "zeros")
-    x = np.ones(shape_of(layout, 1, channels, spatial), np.float32)
-    depthwise_weight, weight = np.ones((channels, *g.kernel), np.float32), np.ones((8, channels), np.float32)
-    out = np.empty(shape_of(layout, 1, 8, g.out), np.float32)
-    assert x.nbytes > 6e6
-    for _ in range(2):  # the first compiles
-        tracemalloc.start()
-        separable.separable_fwd(x, depthwise_weight, None, weight, None, out, g, layout, None, None)
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peak < 4e6
-    centre = tuple(extent // 2 for extent in g.out)
-    assert out[(0, 3, *centre) if layout == "channels_first" else (0, *centre, 3)] == channels * 3**rank

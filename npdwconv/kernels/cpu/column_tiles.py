@@ -24,7 +24,7 @@ from npdwconv.kernels.cpu.columns import (
     twin_splat,
     where,
 )
-from npdwconv.kernels.cpu.gemm import prefetch
+from npdwconv.kernels.cpu.fetching import prefetch
 from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
 
 

@@ -20,8 +20,9 @@ from numba.extending import intrinsic
 from npdwconv.kernels.cpu import activate
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.engine import compiled
+from npdwconv.kernels.cpu.fetching import Walk, prefetch
 from npdwconv.kernels.cpu.shuffles import square, transposed
-from npdwconv.kernels.cpu.simd import I32, STORED, Value, Vectors, int64
+from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
 
 BANK = 7  # rows of a tile whose addresses share a base, so that the general registers suffice
@@ -84,15 +85,6 @@ def _halved(builder: Any, v: Vectors, element: Value, line: list[Value], sums: l
     result = ir.LiteralStructType([value.type for value in sums]) if count > 1 else sums[0].type
     held = builder.asm(ir.FunctionType(result, [x.type for x in operands]), text, names, operands, True)
     return [builder.extract_value(held, j) for j in range(count)] if count > 1 else [held]
-
-
-def prefetch(builder: Any, address: Value, *, write: bool = False) -> None:
-    """Ask for the line at ``address``, which need not exist, in order to write it soon or to read it a little later."""
-    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
-    module, name = builder.module, "llvm.prefetch.p0"
-    function = module.globals.get(name) or ir.Function(module, kind, name)
-    builder.call(function, [pointer, I32(int(write)), I32(3 if write else 2), I32(1)])
 
 
 class _Tile:
@@ -166,20 +158,27 @@ class _Tile:
                     results += _pinned(b, [v.fma(element, y, z) for y, z in zip(line, each, strict=True)])
             return results
 
+        walk = Walk(b, spec, self.task)
+        walked = walk.start()
+        fixed = len(walked)
+
         def steps(count: int) -> Callable[..., list[Value]]:
             def body(panel: Value, *rest: Value) -> list[Value]:
-                bases, results = list(rest[: -len(first)]), list(rest[-len(first) :])
+                here, bases, results = list(rest[:fixed]), list(rest[fixed : -len(first)]), list(rest[-len(first) :])
+                if count == UNROLLED:
+                    here = walk.round(here)
                 for _ in range(count):
                     results = one(bases, panel, results)
                     bases, panel = [_opaque(b, v.at(base, step)) for base in bases], v.at(panel, next_line)
-                return [panel, *bases, *results]
+                return [panel, *here, *bases, *results]
 
             return body
 
         rounds = b.udiv(depth, int64(UNROLLED))
-        carried = repeat(b, rounds, [panel, *bases, *first], steps(UNROLLED))
+        carried = repeat(b, rounds, [panel, *walked, *bases, *first], steps(UNROLLED))
+        walk.stop(carried[1 : 1 + fixed])
         carried = repeat(b, b.urem(depth, int64(UNROLLED)), carried, steps(1))
-        return carried[1 + len(bases) :]
+        return carried[-len(first) :]
 
     def finish(self, sums: list[Value], out: Value, other: Value, left: Value, count: Value | None, add: Value) -> None:
         """The epilogue, and the results written: the tile's rows are rows of ``out``, or columns where it is turned."""

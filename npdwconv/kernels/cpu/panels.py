@@ -13,7 +13,8 @@ from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.engine import compiled, inlined
-from npdwconv.kernels.cpu.gemm import first_vector, prefetch
+from npdwconv.kernels.cpu.fetching import prefetch
+from npdwconv.kernels.cpu.gemm import first_vector
 from npdwconv.kernels.cpu.shuffles import square
 from npdwconv.kernels.cpu.simd import I1, STORED, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field

@@ -17,7 +17,7 @@ from numba.extending import intrinsic
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.column_tiles import opaque
 from npdwconv.kernels.cpu.columns import Phases, read, where
-from npdwconv.kernels.cpu.gemm import prefetch
+from npdwconv.kernels.cpu.fetching import prefetch
 from npdwconv.kernels.cpu.pixels import existing, load_x, vectors, write
 from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field

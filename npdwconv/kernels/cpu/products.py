@@ -9,6 +9,8 @@ from npdwconv.kernels.cpu.arrays import LINE, room_for
 from npdwconv.kernels.cpu.caches import second
 from npdwconv.kernels.cpu.cuts import Cut, best_cut
 from npdwconv.kernels.cpu.engine import Kernel, Launch
+from npdwconv.kernels.cpu.fetching import WALK
+from npdwconv.kernels.cpu.gemm import UNROLLED
 from npdwconv.kernels.cpu.machine import halves, machine
 from npdwconv.kernels.cpu.product_kernels import multiply, multiply_packing, pack, reduce
 from npdwconv.kernels.cpu.simd import STORED
@@ -44,6 +46,7 @@ class Matrices(NamedTuple):
     turned: bool = False
     threads: int = 1
     past_caches: bool = False
+    fetches: bool = False
 
     @property
     def dtype(self) -> str:
@@ -115,6 +118,7 @@ class Matrices(NamedTuple):
             "chain": self.chain,
             "adds": adds,
             "direct": direct,
+            "fetches": self.fetches,
             "streams": self.streams,
             "ahead": ahead and not self.streams,
             "a_packs": packs,
@@ -148,6 +152,7 @@ class Matrices(NamedTuple):
             "panels": cut.panels,
             "row_blocks": cut.row_blocks,
             "column_blocks": cut.column_blocks,
+            **dict.fromkeys(WALK if self.fetches else (), 0),
         }
 
     @property
@@ -204,10 +209,14 @@ CHUNK = 512  # steps of a long depth that are summed before they are added to th
 
 
 class Scratched(NamedTuple):
-    """A launch over (a, b, bias, out, other, scratch) and the bytes of its scratch; b is packed ahead or not."""
+    """A launch over (a, b, bias, out, other, scratch), the bytes of its scratch, and the rounds of its tiles' loops.
+
+    b is packed ahead or not.
+    """
 
     launch: Launch
     scratch: int
+    rounds: int
 
 
 def _first() -> int:
@@ -226,7 +235,7 @@ def packed_product(m: Matrices) -> Scratched:
 def packing_once(m: Matrices) -> Scratched | None:
     """`packed_product` that packs ``b`` on its way or reads it in place; None where several blocks would pack it."""
     cut = m.cut("rows")
-    direct = m.b.line == 1 and (_stays(m, cut) or (m.height <= FEW and _sets(m.b.step, m.b_type) >= SPREAD))
+    direct = m.b.line == 1 and (_stays(m, cut) or (m.height <= FEW and sets(m.b.step, m.b_type) >= SPREAD))
     few = m.columns * m.depth <= TWICE
     if m.images > 1 or (cut.row_blocks > 1 and not (direct or few)):
         return None
@@ -247,10 +256,10 @@ def in_place(m: Matrices) -> bool:
 def _stays(m: Matrices, cut: Cut) -> bool:
     """Whether a panel read where it lies, a line of it ``b.step`` elements from the next, stays in the first cache."""
     size, ways = STORED[m.b_type][1], _first() // PAGE
-    return m.depth <= _sets(m.b.step, m.b_type) * ways and m.depth * cut.tile.vectors * m.lanes * size <= _first()
+    return m.depth <= sets(m.b.step, m.b_type) * ways and m.depth * cut.tile.vectors * m.lanes * size <= _first()
 
 
-def _sets(step: int, dtype: str, way: int = PAGE) -> int:
+def sets(step: int, dtype: str, way: int = PAGE) -> int:
     """Over how many sets lines are spread that are ``step`` elements apart, in a cache whose ways have these bytes."""
     return way // gcd(step * STORED[dtype][1], way)
 
@@ -261,8 +270,8 @@ def _rows_packed(m: Matrices, cut: Cut, depth: int) -> bool:
     So may steps of the depth where rows are neighbours, or they are too many, which matters to low tiles.
     """
     if m.a.line != 1:
-        return cut.tile.rows > WAYS * _sets(m.a.line, m.a_type)
-    leave = depth > WAYS * _sets(m.a.step, m.a_type) or depth * LINE > _first() // 2
+        return cut.tile.rows > WAYS * sets(m.a.line, m.a_type)
+    leave = depth > WAYS * sets(m.a.step, m.a_type) or depth * LINE > _first() // 2
     return machine().registers <= 16 and cut.panels >= OFTEN * cut.column_blocks and leave
 
 
@@ -272,7 +281,7 @@ def scattered(m: Matrices, cut: Cut) -> float:
     A step of the depth is a line of memory that several tiles share; where too many of them share a set of the second
     cache, none stays. Tiles of 16 registers are low and fetch it often.
     """
-    if m.a.line != 1 or machine().registers > 16 or m.depth <= WAYS * _sets(m.a.step, m.a_type, second() // WAYS):
+    if m.a.line != 1 or machine().registers > 16 or m.depth <= WAYS * sets(m.a.step, m.a_type, second() // WAYS):
         return 0.0
     return REFETCH * m.depth * -(-m.height // cut.tile.rows) * cut.panels * m.images / m.threads
 
@@ -309,4 +318,5 @@ def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, hel
     }
     pointers = ("a", "packed" if kernel is multiply else "b", "bias", "out", "other", "scratch")
     scratch = items * each
-    return Scratched(Launch(kernel, pointers, fixed, numbers, items=items, work=m.work), scratch)
+    rounds = m.images * -(-m.height // cut.tile.rows) * cut.panels * (m.depth // UNROLLED)
+    return Scratched(Launch(kernel, pointers, fixed, numbers, items=items, work=m.work), scratch, rounds)

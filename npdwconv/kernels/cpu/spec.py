@@ -101,9 +101,13 @@ def _task_attribute(context: Any, builder: Any, kind: TaskType, task: Any, name:
     return field(builder, kind.spec, task, name)
 
 
+def place(builder: Any, spec: Spec, task: Any, name: str) -> Any:
+    """Where a field of the block lies."""
+    return builder.gep(task, [ir.IntType(64)(spec.fields.index(name))])
+
+
 def field(builder: Any, spec: Spec, task: Any, name: str) -> Any:
     """The value of a field of the block; it does not change while a kernel runs."""
-    place = builder.gep(task, [ir.IntType(64)(spec.fields.index(name))])
-    value = builder.load(place)
+    value = builder.load(place(builder, spec, task, name))
     value.set_metadata("invariant.load", builder.module.add_metadata([]))
     return value

@@ -9,13 +9,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdwconv.geometry import ConvGeometry
-from npdwconv.kernels.cpu import channels_first, channels_last, phases, planes
+from npdwconv.kernels.cpu import caches, channels_first, channels_last, phases, planes
 from npdwconv.kernels.cpu.arrays import LINE, room
-from npdwconv.kernels.cpu.caches import past_caches
+from npdwconv.kernels.cpu.caches import second
 from npdwconv.kernels.cpu.engine import Launch
 from npdwconv.kernels.cpu.pointwise import cheaper
-from npdwconv.kernels.cpu.products import Matrices, Packing, Strides, packed_product, packing, packing_product
-from npdwconv.kernels.cpu.together import Bounds, First, Pair, Steps, rows_of, together
+from npdwconv.kernels.cpu.products import (
+    WAYS,
+    Matrices,
+    Packing,
+    Strides,
+    packed_product,
+    packing,
+    packing_product,
+    sets,
+)
+from npdwconv.kernels.cpu.together import Bounds, Fetched, First, Pair, Steps, rows_of, together
 from npdwconv.layouts import Array, shape_of, split_shape
 from npdwconv.precision import accumulator
 
@@ -87,12 +96,13 @@ def strips(
     )
     if not first.fits():
         return None
+    moved_bytes = batch * prod(size) * inputs * dtype.itemsize, batch * pixels * outputs * dtype.itemsize
+    fetched = _fetched(layout, inputs, size, axis, moved, rows, dtype) if len(sweeps) <= 2 else None
     rest = {
         "bias_type": dtype.name if second_bias else "",
         "activation": activations[1],
-        "past_caches": past_caches(
-            batch * prod(size) * inputs * dtype.itemsize, batch * pixels * outputs * dtype.itemsize
-        ),
+        "past_caches": caches.past_caches(*moved_bytes),
+        "fetches": fetched is not None and caches.fetched(sum(moved_bytes)),
     }
     m = _product(layout, (rows * width, pitch, pixels), (channels, outputs), (middle.name, dtype.name), rest)
     packs = m.turned or layout == "channels_last"
@@ -103,8 +113,25 @@ def strips(
         dtype.itemsize * (outputs if layout == "channels_last" else 1),
     )
     size_between = pitch * channels * middle.itemsize
-    pair = together(first, product, read, size_between, bounds, steps, bounds.items(threads))
+    pair = together(first, product, read, size_between, bounds, steps, bounds.items(threads), fetched)
     return Strips(pack, packing(m) if packs else None, pair, POINTERS[layout])
+
+
+def _fetched(
+    layout: str, channels: int, size: tuple[int, ...], axis: int, sweep: phases.Sweep, rows: int, dtype: np.dtype[Any]
+) -> Fetched | None:
+    """What a strip reads anew of x, strips lying along ``axis`` of two at most; None where it would not stay.
+
+    Channels a large power of two apart share so few sets of the second cache that their lines push each other out.
+    """
+    last = layout == "channels_last"
+    runs, pixel, plane = (1, channels, 0) if last else (channels, 1, prod(size))
+    if runs > WAYS * sets(plane, dtype.name, second() // WAYS):
+        return None
+    row = prod(size[axis + 1 :]) * pixel * dtype.itemsize
+    length = rows * sweep.stride * row
+    overlap = max((sweep.taps - 1) * sweep.dilation + 1 - sweep.stride, 0)
+    return Fetched(runs, length, length if last else plane * dtype.itemsize, row, overlap)
 
 
 def _depthwise(

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.engine import Kernel, Launch
+from npdwconv.kernels.cpu.fetching import WALK, step_of
 from npdwconv.kernels.cpu.phases import Sweep
 from npdwconv.kernels.cpu.products import Scratched
 from npdwconv.kernels.cpu.simd import I64
@@ -42,7 +43,8 @@ def _both(task: Any, item: Any) -> None:
     """An item's strips through both kernels."""
     first, second = task.first + item * task.first_size, task.second + item * task.second_size
     strips = task.images * task.planes * task.blocks
-    for strip in range(strips * item // task.items, strips * (item + 1) // task.items):
+    last = strips * (item + 1) // task.items - 1
+    for strip in range(strips * item // task.items, last + 1):
         row = min(strip % task.blocks * task.rows, task.height - task.rows)
         plane, image = strip // task.blocks % task.planes, strip // task.blocks // task.planes
         _put(first + task.first_x, task.x + image * task.x_image)
@@ -52,6 +54,12 @@ def _both(task: Any, item: Any) -> None:
         place = image * task.out_image + (plane * task.height + row) * task.width * task.out_pixel
         _put(second + task.second_out, task.out + place)
         _put(second + task.second_other, task.other + place)
+        if task.fetches:
+            after = min(strip + 1, last)
+            row = min(after % task.blocks * task.rows, task.height - task.rows) * task.stride - task.low + task.overlap
+            start = task.x + after // task.blocks * task.x_image + row * task.x_row
+            _put(second + task.second_fetch, start)
+            _put(second + task.second_fetch_end, start + task.fetch_length)
         for i in range(task.first_items):
             call(task.first_entry, first, i)
         for i in range(task.second_items):
@@ -103,6 +111,19 @@ class Steps(NamedTuple):
     out_pixel: int
 
 
+class Fetched(NamedTuple):
+    """What a strip reads that the one before did not: ``runs`` of ``length`` bytes, ``pitch`` apart.
+
+    They begin ``overlap`` rows of ``row`` bytes below the strip's first.
+    """
+
+    runs: int
+    length: int
+    pitch: int
+    row: int
+    overlap: int
+
+
 class Pair(NamedTuple):
     """A launch over (first, second, x, out, other), with the blocks of both kernels that `blocks` fills."""
 
@@ -133,12 +154,26 @@ class Pair(NamedTuple):
 
 
 def together(
-    first: First, product: Scratched, read: str, middle: int, bounds: Bounds, steps: Steps, items: int
+    first: First,
+    product: Scratched,
+    read: str,
+    middle: int,
+    bounds: Bounds,
+    steps: Steps,
+    items: int,
+    fetched: Fetched | None = None,
 ) -> Pair:
     """A pair of kernels; ``read`` is the product's field for the ``middle`` bytes that the first makes of a strip."""
     launch, second = first.launch, product.launch
     before, after = launch.spec.fields, second.spec.fields
-    blocks = _block(launch, dict(first.changes), items), _block(second, {}, items)
+    changes, walk = {}, {}
+    if fetched is not None and second.spec.fetches:
+        step = step_of(fetched.runs * fetched.length, product.rounds)
+        changes = dict(zip(WALK[2:], (step, fetched.length, fetched.pitch), strict=True))
+        place, end = (after.index(name) * WORD for name in WALK[:2])
+        walk = {"second_fetch": place, "second_fetch_end": end, "fetch_length": fetched.length}
+        walk |= {"x_row": fetched.row, "overlap": fetched.overlap}
+    blocks = _block(launch, dict(first.changes), items), _block(second, changes, items)
     numbers = {
         "first_entry": launch.entry,
         "first_items": first.items,
@@ -159,9 +194,10 @@ def together(
         "blocks": bounds.blocks,
         **bounds._asdict(),
         **steps._asdict(),
+        **walk,
     }
     work = (second.work + launch.work) * bounds.images * bounds.planes * bounds.blocks
-    fixed = {"deep": first.plane is not None}
+    fixed = {"deep": first.plane is not None, "fetches": bool(walk)}
     run = Launch(both, ("first", "second", "x", "out", "other"), fixed, numbers, items=items, work=work)
     place = -(-middle // LINE) * LINE
     return Pair(run, *blocks, (before, after), read, place, items * (place + product.scratch))

@@ -10,7 +10,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.arrays import LINE
-from npdwconv.kernels.cpu.gemm import prefetch
+from npdwconv.kernels.cpu.fetching import prefetch
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import field
 from npdwconv.kernels.cpu.weight_tiles import operand

@@ -14,7 +14,7 @@ from typing import Any
 from numba.core import types
 from numba.extending import intrinsic
 
-from npdwconv.kernels.cpu.gemm import prefetch
+from npdwconv.kernels.cpu.fetching import prefetch
 from npdwconv.kernels.cpu.pixels import meetings
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec, field
