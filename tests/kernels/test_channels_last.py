@@ -13,6 +13,7 @@ from npdwconv.geometry import conv_geometry
 from npdwconv.kernels.cpu import caches, channels_last, phases, pixel_plans
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
+from npdwconv.kernels.cpu.pixel_calls import Call
 from npdwconv.kernels.reference import depthwise as reference
 from npdwconv.threads import get_num_threads
 
@@ -63,7 +64,7 @@ class Case:
 
     def plans(self):
         dtype = np.dtype("float32")
-        call = pixel_plans.Call(
+        call = Call(
             self.x.shape,
             self.z.shape,
             self.weight.shape[1:],
@@ -225,7 +226,7 @@ def test_a_strip_of_a_large_image_stays_in_the_caches(rows, kernel):
     """It is read again at once; the image's whole result is not."""
     (h, w) = phases.forward(conv_geometry((1024, 1024), (3, 3), (1, 1), (1, 1), SAME))[0]
     shapes, types = ((1, 1024, 1024, 32), (1, rows, 1024, 32)), ("float32",) * 4 + ("",)
-    call = pixel_plans.Call(*shapes, (3, 3), ((h._replace(out=rows), w),), types, "", 2, by_channels=False)
+    call = Call(*shapes, (3, 3), ((h._replace(out=rows), w),), types, "", 2, by_channels=False)
     assert [plan.kernel for plan in pixel_plans.plans(call)] == [kernel]
 
 
@@ -235,11 +236,28 @@ def test_threads_share_out_channels(images, channels):
     """In whole cache lines, the same ones of all images; the first thread's items come before the second's."""
     (sweeps,) = phases.forward(conv_geometry((14, 14), (3, 3), (1, 1), (1, 1), SAME))
     shape, types = (images, 14, 14, channels), ("float32",) * 4 + ("",)
-    (plan,) = pixel_plans.plans(pixel_plans.Call(shape, shape, (3, 3), (sweeps,), types, "", 2, by_channels=False))
+    (plan,) = pixel_plans.plans(Call(shape, shape, (3, 3), (sweeps,), types, "", 2, by_channels=False))
     assert plan.kernel.startswith("rolled")
     assert plan.numbers["block_channels"] % 16 == 0
     assert channels / 2 <= plan.numbers["block_channels"] < channels
     assert plan.items == 2 * plan.numbers["slices"] == 2 * images
+
+
+@pytest.mark.parametrize(
+    ("rows", "channels", "dilation", "blocks"),
+    [(14, 192, 1, 2), (16, 128, 1, 2), (14, 200, 1, 1), (28, 192, 1, 1), (26, 192, 2, 1), (14, 96, 1, 1)],
+)
+def test_threads_share_out_the_channels_of_an_image_whose_tiles_do_not_roll(rows, channels, dilation, blocks):
+    """Where rows are few, pixels begin with a cache line and taps lie next to each other; else they share rows."""
+    (sweeps,) = phases.forward(conv_geometry((rows, rows), (7, 7), (1, 1), (dilation, dilation), SAME))
+    shape, types = (1, rows, rows, channels), ("float32",) * 4 + ("",)
+    (plan,) = pixel_plans.plans(Call(shape, shape, (7, 7), (sweeps,), types, "", 2, by_channels=False))
+    assert plan.kernel.startswith("correlate")
+    assert plan.items == 2
+    assert plan.numbers["block_channels"] == -(-channels // blocks)
+    assert plan.numbers["row_blocks"] == 2 // blocks
+    if rows == 14:
+        Case((rows, rows), 7, channels=channels).check()
 
 
 @pytest.mark.parametrize("channels", [144, 192])
@@ -249,7 +267,7 @@ def test_threads_share_out_the_channels_of_phases(images, channels):
     shapes = (images, 14, 14, channels), (images, 28, 28, channels)
     passes = phases.adjoint(conv_geometry((28, 28), (3, 3), (2, 2), (1, 1), SAME))
     types = ("float32",) * 4 + ("",)
-    (plan,) = pixel_plans.plans(pixel_plans.Call(*shapes, (3, 3), passes, types, "", 2, by_channels=False))
+    (plan,) = pixel_plans.plans(Call(*shapes, (3, 3), passes, types, "", 2, by_channels=False))
     assert plan.items == 2
     assert (plan.numbers["block_channels"] < channels) == (images == 1)
 

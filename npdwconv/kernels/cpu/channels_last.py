@@ -16,6 +16,7 @@ from npdwconv.kernels.cpu.arrays import room_for
 from npdwconv.kernels.cpu.engine import NOWHERE, Kernel, Launch, Parts, Program, compiled, inlined
 from npdwconv.kernels.cpu.packed_taps import pack, pack_own
 from npdwconv.kernels.cpu.phases import Sweeps
+from npdwconv.kernels.cpu.pixel_calls import Call
 from npdwconv.kernels.cpu.pixels import finish, row_at_edge, row_inside, start
 from npdwconv.kernels.cpu.rolled_pixels import rolled_whole, rolled_wide, streamed
 from npdwconv.kernels.cpu.simd import STORED
@@ -203,7 +204,7 @@ def launches(
     """The launches of all passes. The weight is packed before, but for one that is ``unpacked`` and packed by items."""
     x, w, bias, out, other = dtypes
     names = (x.name, w.name, w.name if bias else "", out.name, "" if other is None else other.name)
-    call = plans.Call(source, result, weight[1:], passes, names, activation, threads, by_channels, unpacked)
+    call = Call(source, result, weight[1:], passes, names, activation, threads, by_channels, unpacked)
     chosen = plans.plans(call)
     own = any(plan.fixed["packs"] for plan in chosen)
     fixed, numbers = plans.packing(call)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from math import gcd, prod
+from math import prod
 from typing import NamedTuple
 
 from npdwconv.kernels.cpu import caches, columns
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.axes import ONE, Axis, grouped
 from npdwconv.kernels.cpu.machine import machine
-from npdwconv.kernels.cpu.phases import Sweep, Sweeps
+from npdwconv.kernels.cpu.phases import Sweep
+from npdwconv.kernels.cpu.pixel_calls import Call
 from npdwconv.kernels.cpu.pixel_rolling import live, steps_late
 from npdwconv.kernels.cpu.pixels import SPARE, meetings
 from npdwconv.kernels.cpu.simd import STORED
@@ -18,66 +19,11 @@ from npdwconv.kernels.cpu.spec import Fixed
 WIDEST = 32  # taps of a row that are unrolled; beyond, and at rare strides and dilations, one tap at a time
 MANY = 8  # vectors of channels beside which one more, so that the others begin with cache lines, is little
 PAGE = 4096  # bytes
-FEW = 4  # vectors of channels that a thread has at least where channels are shared out
-L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 STREAMED, STAGE = 8, 1 << 17  # rows of results on their way past the caches; bytes of those made and those written
 FETCHED = 1024  # bytes of a row that are fetched ahead, at least
 UNSEEN, WRITTEN, FEW_TAPS = 3, 5, 9  # times a load may run down a block; copies, and taps, up to which it is worth it
 WIDE = (17, 14)  # pixels of a tile where taps are far apart
 ROLLED = (7, 4, 3, 2)  # places side by side in a tile that rolls; each is compiled, so few
-
-
-class Call(NamedTuple):
-    """What a correlation's launches depend on, apart from the arrays' addresses."""
-
-    source: tuple[int, ...]
-    result: tuple[int, ...]
-    kernel: tuple[int, ...]
-    passes: tuple[Sweeps, ...]
-    types: tuple[str, ...]  # stored types of x, weight, bias, out, other; "" where absent
-    activation: str
-    threads: int
-    by_channels: bool  # whether threads share out the channels, as whoever wrote the source did
-    unpacked: bool = False  # whether the weight is yet to be packed: where it can, by the items that read it
-
-    @property
-    def dtype(self) -> str:
-        """In which it is summed."""
-        return STORED[self.types[0]][2]
-
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Bytes of the source and of the result."""
-        x, _, _, out, _ = self.types
-        return prod(self.source) * STORED[x][1], prod(self.result) * STORED[out][1]
-
-    @property
-    def lanes(self) -> int:
-        return machine().lanes(STORED[self.dtype][1])
-
-    @property
-    def channels(self) -> int:
-        return self.result[-1]
-
-    @property
-    def fold(self) -> int:
-        """Channels of the source that a result sums."""
-        return max(self.source[-1] // self.channels, 1)
-
-    @property
-    def repeat(self) -> int:
-        """Results of a channel of the source."""
-        return max(self.channels // max(self.source[-1], 1), 1)
-
-    @property
-    def tap(self) -> int:
-        """Packed weights from one tap to the next: an odd number of vectors, for powers of two would share a set."""
-        return (-(-self.channels // self.lanes) | 1) * self.lanes
-
-    @property
-    def packed(self) -> int:
-        """Packed weights: [fold][taps][channels]."""
-        return self.fold * prod(self.kernel) * self.tap
 
 
 class Plan(NamedTuple):
@@ -220,7 +166,7 @@ def _turns(steps: int, taps: int) -> int:
 
 def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
     places, step = w.first.out, w.first.stride
-    strip, block_channels, block_rows = _blocks(call, ONE, h.first, w.first, kinds=len(h.sweeps) * len(w.sweeps))
+    strip, block_channels, block_rows = call.blocks(ONE, h.first, w.first, kinds=len(h.sweeps) * len(w.sweeps))
     whole, (streams, group) = places == pixels, _streams(call, h, w, pixels)
     late = steps_late(h.phases, h.first.stride)
     if streams:
@@ -273,7 +219,7 @@ def _rolled(call: Call, h: Axis, w: Axis, pixels: int) -> Plan:
 def _tiled(call: Call, d: Sweep, h: Sweep, w: Sweep) -> Plan:
     """A tile of a few pixels of a row, which takes a row of taps at a time."""
     common = w.taps <= WIDEST and w.stride <= 3 and (w.taps - 1) * w.dilation <= 2 * WIDEST
-    strip, block_channels, block_rows = _blocks(call, d, h, w)
+    strip, block_channels, block_rows = call.blocks(d, h, w)
     row_blocks, channel_blocks = -(-h.out // block_rows), -(-call.channels // block_channels)
     fixed, numbers = _common(call, block_channels, call.result[0] * d.out * row_blocks)
     many = common and call.channels >= MANY * call.lanes  # each width is compiled
@@ -363,37 +309,3 @@ def _covers(w: Sweep) -> bool:
     """Whether a row of results that registers hold counts every input of its rows: they are all that a tile has."""
     few = tile_pixels(w) < w.out <= (16 if machine().registers >= 32 else 8)
     return few and w.stride == w.dilation == 1 and w.out - 1 <= w.low <= w.taps - w.size
-
-
-def _blocks(call: Call, d: Sweep, h: Sweep, w: Sweep, kinds: int = 0) -> tuple[int, int, int]:
-    """Channels walked together, channels of an item, rows of an item: as measured, see docs/performance.md.
-
-    Many taps reuse each input often, which pays while the rows of a strip stay in L1; few taps are bound by memory,
-    which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory. Where a tile
-    rolls down images within reach of L2, with results of ``kinds`` phases at each place (0: it does not roll),
-    threads share out the channels, in whole cache lines: beyond the last row of a tile the processor fetches the next
-    ones, and takes from another thread what it writes there.
-    """
-    lanes, channels, images = call.lanes, max(call.channels, 1), max(call.result[0] * d.out, 1)
-    step = lanes * STORED[STORED[call.types[0]][2]][1]
-    met = w.size * h.size + w.out * h.out * max(kinds, 1)
-    reached = met * channels * STORED[call.types[0]][1] / (call.threads * L2_BYTES)
-    held = L1_BYTES // max(h.taps * w.size * step, 1)
-    vectors = (16 if reached > 1 and kinds < 2 else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
-    strip, blocks = vectors * lanes, call.threads // gcd(images, call.threads)
-    strips = -(-channels // strip)
-    line = max(LINE // STORED[call.types[0]][1], lanes)
-    each = -(-channels // (line * call.threads)) * line
-    if call.by_channels:
-        return min(strip, each), each, max(h.out, 1)
-    if h.out < 4 * blocks and strips >= blocks > 1:
-        return strip, -(-strips // blocks) * strip, max(h.out, 1)
-    plain = kinds == h.stride == w.stride == 1
-    few = reached <= 2 and channels >= FEW * call.threads * lanes
-    if call.threads > 1 and kinds and few and (plain or blocks > 1):
-        return min(strip, each), each, max(h.out, 1)
-    most = max(h.out, 1)
-    if reached > 1 and (kinds < 2 or caches.far(*call.sizes)):
-        most = 16 if kinds == 1 else 4
-    count = max(-(-h.out // (blocks * most)), 1) * blocks  # as many for each thread
-    return strip, channels, max(-(-h.out // count), 1)
