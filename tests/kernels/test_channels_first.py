@@ -205,6 +205,17 @@ def test_two_planes_in_a_vector(kernel, stride, channels):
         Case(geometry((7 * stride, width * stride), kernel, stride), batch=2, channels=channels).check()
 
 
+@pytest.mark.skipif(machine().name != "AVX-512", reason="two planes share a vector of AVX-512")
+@pytest.mark.parametrize(("channels", "kernel"), [(512, 5), (512, 3), (511, 5)])
+def test_where_two_planes_keep_sums_on_the_stack_it_begins_with_a_vector(channels, kernel):
+    case = Case(geometry((7, LANES // 2 - 1), kernel), channels=channels)
+    (axes,) = planes.passes(case.adjoint_call(), phases.adjoint(case.g))
+    fixed, _ = planes.Plan(case.adjoint_call(), *axes).settled()
+    assert fixed["splits"] == 1
+    assert fixed["mates"] == (2 if channels == 512 else 1)
+    assert fixed["stacked"] == (fixed["mates"] == 2 and kernel == 5)
+
+
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("extent", [LANES, LANES - 1, LANES - 2, LANES // 2 + 1])
 def test_two_planes_of_an_adjoint_in_a_vector(extent, kernel):

@@ -42,7 +42,7 @@ def shape_unrolled(h: Axis, w: Axis, lanes: int, effort: int, *, rolls: bool, li
     rows = height if whole else _rows(height, (14, 8, 4, 2, 1), most)
     if not whole and rolls and height > ROLLED and (held(h, w) or h.first.stride == 2 or rows < most):
         return Shape(-(-(h.reach + 1) // h.first.stride), 2 if lines and held(h, w) else 1, rolls=True)
-    return Shape(rows, vectors, 1 if rows * vectors * kinds >= 8 else 2, whole)
+    return Shape(rows, vectors, 1 if rows * vectors * kinds >= _busy() else 2, whole)
 
 
 def shape_covering(h: Axis, w: Axis, lanes: int) -> Shape:
@@ -82,6 +82,11 @@ def most_of_covering() -> int:
 def _sums() -> int:
     """How many vectors of sums a tile may have."""
     return 16 if machine().registers == 32 else 8
+
+
+def _busy() -> int:
+    """From how many sums on one for each result will do: while one is added to, there are others to add to."""
+    return 7 if machine().registers == 32 else 8
 
 
 def _rows(height: int, choices: Iterable[int], most: int) -> int:

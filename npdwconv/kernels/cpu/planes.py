@@ -260,7 +260,7 @@ class Plan:
             "mates": self.mates,
             "piece": shape.vectors * self.lanes * self.w.first.stride * sizes[0] if self._fetches() else 0,
             "streams": shape.rolls and self._streams(),
-            "stacked": shape.rolls and not held(self.h, self.w),
+            "stacked": (shape.rolls or self.mates > 1) and not held(self.h, self.w),
             "rows": shape.rows,
             "vectors": shape.vectors,
             "splits": shape.splits,
