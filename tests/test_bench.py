@@ -194,12 +194,16 @@ def test_a_property_is_its_worst_case(monkeypatch):
     monkeypatch.setattr(properties, "_timed", timed)
     settings = measure.Settings(threads=2, rounds=1, seconds=0.0, warm=0.0)
     limits = Ceilings(properties.PRODUCTS[0].flops / properties.PRODUCTS[0].pixels, {1: 512.0, 1 << 40: 512.0})
-    found = {each.title.split()[0]: each for each in properties.properties(settings, limits, print)}
+    one = Ceilings(limits.gflops / 2, {1: 384.0, 1 << 40: 384.0})
+    found = {each.title.split()[0]: each for each in properties.properties(settings, limits, one, print)}
     assert (found["3x3"].found, found["3x3"].met) == (pytest.approx(0.5, rel=1e-3), False)
     assert (found["pointwise"].found, found["pointwise"].met) == (pytest.approx(1.0), True)
     assert found["pointwise"].where.startswith("n1-c128to128-56x56")
     assert (found["2"].found, found["2"].met) == (pytest.approx(1.8), True)
+    assert found["2"].at_limits == pytest.approx(512 / 384)  # of the first case, which moves much
     assert (found["time"].found, found["time"].met) == (pytest.approx(1.6), False)
+    assert found["time"].at_limits == pytest.approx(1.0, rel=0.02)
     assert (found["a"].found, found["a"].met) == (pytest.approx(10.0), True)
-    without = properties.properties(settings, None, print)
+    without = properties.properties(settings, None, None, print)
     assert [each.title.split()[0] for each in without] == ["2", "time", "a"]
+    assert not any(each.at_limits for each in without)

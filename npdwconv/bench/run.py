@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from statistics import median
 from typing import Any
@@ -129,7 +129,8 @@ def run(
             found += [s for s in scores(timings[-1], limits) if not families or s.family in families]
         versions, lost = field.versions, field.lost
     firsts = _first_calls(found, settings, tell) if compile_times else {}
-    traits = properties(settings, limits, tell) if own else []
+    one = _limits(replace(settings, threads=1), {}) if own and settings.threads > 1 else None
+    traits = properties(settings, limits, one, tell) if own else []
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Report(
         when,
