@@ -244,20 +244,30 @@ def test_threads_share_out_channels(images, channels):
 
 
 @pytest.mark.parametrize(
-    ("rows", "channels", "dilation", "blocks"),
-    [(14, 192, 1, 2), (16, 128, 1, 2), (14, 200, 1, 1), (28, 192, 1, 1), (26, 192, 2, 1), (14, 96, 1, 1)],
+    ("rows", "kernel", "channels", "dilation", "blocks"),
+    [
+        (14, 7, 192, 1, 2),
+        (28, 7, 128, 1, 2),
+        (16, 5, 128, 1, 2),
+        (17, 5, 128, 1, 1),
+        (14, 7, 200, 1, 1),
+        (26, 7, 192, 2, 1),
+        (14, 7, 16, 1, 1),
+    ],
 )
-def test_threads_share_out_the_channels_of_an_image_whose_tiles_do_not_roll(rows, channels, dilation, blocks):
+def test_threads_share_out_the_channels_of_an_image_whose_tiles_do_not_roll(rows, kernel, channels, dilation, blocks):
     """Where rows are few, pixels begin with a cache line and taps lie next to each other; else they share rows."""
-    (sweeps,) = phases.forward(conv_geometry((rows, rows), (7, 7), (1, 1), (dilation, dilation), SAME))
-    shape, types = (1, rows, rows, channels), ("float32",) * 4 + ("",)
-    (plan,) = pixel_plans.plans(Call(shape, shape, (7, 7), (sweeps,), types, "", 2, by_channels=False))
+    padding = ((kernel // 2,) * 2,) * 2
+    (sweeps,) = phases.forward(conv_geometry((rows, rows), (kernel, kernel), (1, 1), (dilation, dilation), padding))
+    shape = (1, rows, rows, channels)
+    result, types = (1, sweeps[0].out, sweeps[1].out, channels), ("float32",) * 4 + ("",)
+    (plan,) = pixel_plans.plans(Call(shape, result, (kernel, kernel), (sweeps,), types, "", 2, by_channels=False))
     assert plan.kernel.startswith("correlate")
     assert plan.items == 2
     assert plan.numbers["block_channels"] == -(-channels // blocks)
     assert plan.numbers["row_blocks"] == 2 // blocks
     if rows == 14:
-        Case((rows, rows), 7, channels=channels).check()
+        Case((rows, rows), kernel, channels=channels).check()
 
 
 @pytest.mark.parametrize("channels", [144, 192])

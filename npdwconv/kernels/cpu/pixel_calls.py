@@ -12,7 +12,10 @@ from npdwconv.kernels.cpu.phases import Sweep, Sweeps
 from npdwconv.kernels.cpu.simd import STORED
 
 FEW = 4  # vectors of channels that a thread has at least where channels are shared out
-LOW = 16  # rows of results of an image whose channels are shared out where tiles do not roll
+LOW, LOWER = (
+    28,
+    16,
+)  # rows of an image whose channels are shared out where tiles do not roll: of 7 taps a column on, fewer
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 
 
@@ -110,4 +113,4 @@ class Call(NamedTuple):
             return alone or kinds == h.stride == w.stride == 1
         lines = self.channels * STORED[self.types[0]][1] % LINE == 0
         whole = h.out_step == w.out_step == h.dilation == w.dilation == 1
-        return alone and lines and whole and h.out <= LOW
+        return alone and lines and whole and h.out <= (LOW if h.taps >= 7 else LOWER)
