@@ -129,8 +129,7 @@ def run(
             found += [s for s in scores(timings[-1], limits) if not families or s.family in families]
         versions, lost = field.versions, field.lost
     firsts = _first_calls(found, settings, tell) if compile_times else {}
-    one = _limits(replace(settings, threads=1), {}) if own and settings.threads > 1 else None
-    traits = properties(settings, limits, one, tell) if own else []
+    traits = _traits(settings, tell) if own else []
     when = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Report(
         when,
@@ -158,6 +157,12 @@ def network_seconds(settings: Settings) -> dict[str, float]:
     for label, seconds in found.items():
         each.setdefault(label.split()[0], []).append(median(seconds))
     return {name: min(seconds) for name, seconds in each.items()}
+
+
+def _traits(settings: Settings, tell: Tell) -> list[Property]:
+    """`properties` beside limits measured right before: what memory gives can double from one minute to another."""
+    one = _limits(replace(settings, threads=1), {}) if settings.threads > 1 else None
+    return properties(settings, _limits(settings, {}), one, tell)
 
 
 def _limits(settings: Settings, skipped: dict[str, str]) -> Ceilings | None:

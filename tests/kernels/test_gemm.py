@@ -115,7 +115,10 @@ def test_last_panels(layout, monkeypatch):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_past_the_caches(layout, monkeypatch):
-    """Whole vectors are streamed, if rows begin with one, wherever the array begins; nothing around it is written."""
+    """Whole vectors are streamed, if rows begin with one, wherever the array begins; nothing around it is written.
+
+    Of pixels read where they lie those to the right are fetched.
+    """
     monkeypatch.setattr(caches, "FAR", 0)
     bytes_around = 4 * LANES
     for extra in (0, 3):  # pixels and outputs beyond whole vectors
@@ -130,7 +133,12 @@ def test_past_the_caches(layout, monkeypatch):
             assert (raw[:first] == 77).all()
             assert (raw[first + wanted.nbytes :] == 77).all()
         plan, _ = pointwise.planned(problem.x, problem.weight, problem.bias, wanted, layout, RELU6)
-        assert plan.run.launch.spec.streams is (not extra)
+        spec = plan.run.launch.spec
+        assert spec.streams is (not extra)
+        assert (spec.direct, spec.right > 0) == (
+            (layout == "channels_first",) * 2 if plan.weight_first else (False,) * 2
+        )
+        assert plan.weight_first or layout == "channels_last"
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ class Walk:
 
     def __init__(self, builder: Any, spec: Spec, task: Value) -> None:
         self.builder = builder
-        self.kept = [place(builder, spec, task, name) for name in WALK[:2] if spec.fetches]
-        self.numbers = [field(builder, spec, task, name) for name in WALK[2:] if spec.fetches]
+        self.kept = [place(builder, spec, task, name) for name in WALK[:2] if spec.walks]
+        self.numbers = [field(builder, spec, task, name) for name in WALK[2:] if spec.walks]
 
     def start(self) -> list[Value]:
         """Where it is, for `round` and `stop`; nothing where there is no walk."""

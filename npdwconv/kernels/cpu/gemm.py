@@ -143,6 +143,8 @@ class _Tile:
         next_line = v.index(self.number("b_step"), width) if spec.direct else int64(self.vectors * v.lanes * width)
 
         def one(bases: list[Value], panel: Value, sums: list[Value]) -> list[Value]:
+            for j in range(self.vectors if spec.right else 0):
+                prefetch(b, v.at(panel, j * v.lanes * width + int(spec.right)))
             line = [
                 kind.load(v.at(panel, j * v.lanes * width), stored, self.last(mask, j) if spec.direct else None)
                 for j, kind in enumerate(self.kinds)

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from npdwconv.activations import Activation
+from npdwconv.kernels.cpu import caches
 from npdwconv.kernels.cpu.arrays import aligned, deliver, plain, room, target
-from npdwconv.kernels.cpu.caches import past_caches
 from npdwconv.kernels.cpu.engine import NOWHERE, Parts, Program, Ready, checks
 from npdwconv.kernels.cpu.products import (
     Matrices,
@@ -236,12 +236,14 @@ def _plan(
     rest: dict[str, Any] = {"out_type": out_type, "bias_type": bias_type, "other_type": other_type}
     rest |= {"activation": activation, "chain": chain, "threads": threads}
     x_size, out_size = STORED[x_type][1], STORED[out_type][1]
-    rest["past_caches"] = past_caches(batch * pixels * depth * x_size, batch * pixels * outs * out_size)
+    moved = batch * pixels * depth * x_size, batch * pixels * outs * out_size
+    rest["past_caches"] = caches.past_caches(*moved)
     if layout == "channels_last" or pixels == 1:
         flat = Matrices(1, batch * pixels, outs, depth, Strides(depth), weight, Strides(outs), x_type, w_type, **rest)
         return _weight_packed(flat, frozen)
     source, result = Strides(1, pixels, depth * pixels), Strides(pixels, 1, outs * pixels)
     across = Matrices(batch, pixels, outs, depth, source, weight, result, x_type, w_type, turned=True, **rest)
+    rest["fetches"] = caches.fetched(sum(moved))
     along = Matrices(batch, outs, pixels, depth, weight, source, result, w_type, x_type, **rest)
     if cheaper(along, across) is across:
         return _weight_packed(across, frozen)

@@ -47,6 +47,7 @@ class Matrices(NamedTuple):
     threads: int = 1
     past_caches: bool = False
     fetches: bool = False
+    walks: bool = False
 
     @property
     def dtype(self) -> str:
@@ -118,7 +119,8 @@ class Matrices(NamedTuple):
             "chain": self.chain,
             "adds": adds,
             "direct": direct,
-            "fetches": self.fetches,
+            "right": RIGHT if direct and self.fetches else 0,
+            "walks": self.walks,
             "streams": self.streams,
             "ahead": ahead and not self.streams,
             "a_packs": packs,
@@ -152,7 +154,7 @@ class Matrices(NamedTuple):
             "panels": cut.panels,
             "row_blocks": cut.row_blocks,
             "column_blocks": cut.column_blocks,
-            **dict.fromkeys(WALK if self.fetches else (), 0),
+            **dict.fromkeys(WALK if self.walks else (), 0),
         }
 
     @property
@@ -196,6 +198,7 @@ def packing(m: Matrices) -> Packing:
     return Packing((cut.tile.vectors, cut.last, m.b.line == 1), vectors * m.lanes * m.depth, m.dtype, launch)
 
 
+RIGHT = 512  # bytes to the right of what is read of a panel in place, which are fetched if it comes from memory
 PAGE = 4096  # bytes; lines a page apart share a set of a core's first cache
 FEW = 50  # rows up to which a panel is not used often enough to be worth packing
 SPREAD = 8  # sets of a cache over which lines must be spread to be read more than once

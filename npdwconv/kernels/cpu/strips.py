@@ -102,7 +102,7 @@ def strips(
         "bias_type": dtype.name if second_bias else "",
         "activation": activations[1],
         "past_caches": caches.past_caches(*moved_bytes),
-        "fetches": fetched is not None and caches.fetched(sum(moved_bytes)),
+        "walks": fetched is not None and caches.fetched(sum(moved_bytes)),
     }
     m = _product(layout, (rows * width, pitch, pixels), (channels, outputs), (middle.name, dtype.name), rest)
     packs = m.turned or layout == "channels_last"

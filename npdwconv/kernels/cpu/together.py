@@ -54,7 +54,7 @@ def _both(task: Any, item: Any) -> None:
         place = image * task.out_image + (plane * task.height + row) * task.width * task.out_pixel
         _put(second + task.second_out, task.out + place)
         _put(second + task.second_other, task.other + place)
-        if task.fetches:
+        if task.walks:
             after = min(strip + 1, last)
             row = min(after % task.blocks * task.rows, task.height - task.rows) * task.stride - task.low + task.overlap
             start = task.x + after // task.blocks * task.x_image + row * task.x_row
@@ -167,7 +167,7 @@ def together(
     launch, second = first.launch, product.launch
     before, after = launch.spec.fields, second.spec.fields
     changes, walk = {}, {}
-    if fetched is not None and second.spec.fetches:
+    if fetched is not None and second.spec.walks:
         step = step_of(fetched.runs * fetched.length, product.rounds)
         changes = dict(zip(WALK[2:], (step, fetched.length, fetched.pitch), strict=True))
         place, end = (after.index(name) * WORD for name in WALK[:2])
@@ -197,7 +197,7 @@ def together(
         **walk,
     }
     work = (second.work + launch.work) * bounds.images * bounds.planes * bounds.blocks
-    fixed = {"deep": first.plane is not None, "fetches": bool(walk)}
+    fixed = {"deep": first.plane is not None, "walks": bool(walk)}
     run = Launch(both, ("first", "second", "x", "out", "other"), fixed, numbers, items=items, work=work)
     place = -(-middle // LINE) * LINE
     return Pair(run, *blocks, (before, after), read, place, items * (place + product.scratch))
