@@ -135,10 +135,8 @@ def test_past_the_caches(layout, monkeypatch):
         plan, _ = pointwise.planned(problem.x, problem.weight, problem.bias, wanted, layout, RELU6)
         spec = plan.run.launch.spec
         assert spec.streams is (not extra)
-        assert (spec.direct, spec.right > 0) == (
-            (layout == "channels_first",) * 2 if plan.weight_first else (False,) * 2
-        )
-        assert plan.weight_first or layout == "channels_last"
+        in_place = layout == "channels_first"
+        assert (plan.weight_first, spec.direct, spec.right > 0) == (in_place,) * 3
 
 
 @pytest.mark.parametrize(
