@@ -162,11 +162,11 @@ class _Tile:
 
         walk = Walk(b, spec, self.task)
         walked = walk.start()
-        fixed = len(walked)
+        places = len(walked)
 
         def steps(count: int) -> Callable[..., list[Value]]:
             def body(panel: Value, *rest: Value) -> list[Value]:
-                here, bases, results = list(rest[:fixed]), list(rest[fixed : -len(first)]), list(rest[-len(first) :])
+                here, bases, results = list(rest[:places]), list(rest[places : -len(first)]), list(rest[-len(first) :])
                 if count == UNROLLED:
                     here = walk.round(here)
                 for _ in range(count):
@@ -178,7 +178,7 @@ class _Tile:
 
         rounds = b.udiv(depth, int64(UNROLLED))
         carried = repeat(b, rounds, [panel, *walked, *bases, *first], steps(UNROLLED))
-        walk.stop(carried[1 : 1 + fixed])
+        walk.stop(carried[1 : 1 + places])
         carried = repeat(b, b.urem(depth, int64(UNROLLED)), carried, steps(1))
         return carried[-len(first) :]
 

@@ -12,10 +12,8 @@ from npdwconv.kernels.cpu.phases import Sweep, Sweeps
 from npdwconv.kernels.cpu.simd import STORED
 
 FEW = 4  # vectors of channels that a thread has at least where channels are shared out
-LOW, LOWER = (
-    28,
-    16,
-)  # rows of an image whose channels are shared out where tiles do not roll: of 7 taps a column on, fewer
+LOW, LOWER = 28, 16  # rows of an image whose channels are shared out where tiles do not roll, from 7 taps on, and below
+MUCH = 8000  # multiply-adds for a pixel from which that pays, for lines at the border between threads cost the same
 L1_BYTES, L2_BYTES = 40_000, 1_500_000  # what a core's caches hold beside everything else
 
 
@@ -106,11 +104,10 @@ class Call(NamedTuple):
         """Whether threads had better have channels of their own than rows, or images.
 
         Beyond a tile's last row the processor fetches the next ones, and takes from another thread what that writes.
-        Tiles that do not roll gain where an image is ``alone`` and of few rows, all of them a pass's, taps lie next to
-        each other, and pixels begin with a cache line.
+        Tiles that do not roll gain where an image is ``alone`` and of few rows, all of them a pass's, and there is much
+        to do for each pixel.
         """
         if kinds:
             return alone or kinds == h.stride == w.stride == 1
-        lines = self.channels * STORED[self.types[0]][1] % LINE == 0
-        whole = h.out_step == w.out_step == h.dilation == w.dilation == 1
-        return alone and lines and whole and h.out <= (LOW if h.taps >= 7 else LOWER)
+        much = self.channels * h.taps * w.taps >= MUCH
+        return alone and much and h.out_step == w.out_step == 1 and h.out <= (LOW if h.taps >= 7 else LOWER)
