@@ -13,7 +13,7 @@ from kernels.factors import multiplied_once
 import npdwconv
 from npdwconv.activations import ACTIVATIONS
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import caches, channels_first, phases, planes
+from npdwconv.kernels.cpu import channels_first, phases, planes
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.reference import depthwise as reference
@@ -99,10 +99,9 @@ def test_a_single_row(width):
 
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2)])
 @pytest.mark.parametrize(("width", "streams"), [(4 * FLOATS, True), (12 * FLOATS, True), (5 * FLOATS + 2, False)])
-def test_past_the_caches(monkeypatch, width, streams, kernel, stride):
+@pytest.mark.usefixtures("far")
+def test_past_the_caches(width, streams, kernel, stride):
     """Whole vectors are streamed where rows are whole lines, wherever the array begins; nothing around is written."""
-    monkeypatch.setattr(caches, "FAR", 0)
-    channels_first.launches.cache_clear()
     case = Case(geometry((31, width), kernel, stride))
     call = planes.Call(case.x.shape, case.weight.shape, case.z.shape, (*[np.dtype(np.float32)] * 4, None), "")
     (launch,) = channels_first.launches(call, phases.forward(case.g))
@@ -117,7 +116,6 @@ def test_past_the_caches(monkeypatch, width, streams, kernel, stride):
         np.testing.assert_array_equal(out, wanted)
         assert (raw[:first] == 77).all()
         assert (raw[first + wanted.nbytes :] == 77).all()
-    channels_first.launches.cache_clear()
 
 
 @pytest.mark.skipif(machine().masks, reason="vectors of which some lanes are written cost nothing there")
@@ -244,10 +242,10 @@ def test_two_planes_of_an_adjoint_in_a_vector(extent, kernel):
         ((2, 3 * LANES + 1), (5, 6 * LANES + 2), ((7, 4), (3 * LANES, 3 * LANES + 1))),
     ],
 )
+@pytest.mark.usefixtures("replanned")
 def test_kernels_that_cover_the_plane(size, kernel, padding, channels, monkeypatch):
     """Every output of a row counts every input of it; whatever the rows do."""
     monkeypatch.setattr(planes, "MUCH", 0)
-    channels_first.launches.cache_clear()
     case = Case(geometry(size, kernel, padding=padding), batch=2, channels=channels)
     dtypes = (np.dtype(np.float32),) * 4 + (None,)
     call = planes.Call(case.x.shape, case.weight.shape, case.z.shape, dtypes, "")
@@ -259,7 +257,6 @@ def test_kernels_that_cover_the_plane(size, kernel, padding, channels, monkeypat
     assert np.isfinite(case.forward()[0]).all()
     case = Case(geometry(size, kernel, padding=padding), channels=channels, dtype=np.float16)
     case.check()
-    channels_first.launches.cache_clear()
 
 
 def test_dilation_compiled_in():

@@ -10,7 +10,7 @@ from kernels.children import narrower
 from kernels.factors import multiplied_once
 
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import caches, channels_last, phases, pixel_plans
+from npdwconv.kernels.cpu import channels_last, phases, pixel_plans
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.cpu.pixel_calls import Call
@@ -170,15 +170,6 @@ def test_an_infinite_weight_meets_no_padding():
     assert np.isposinf(case.forward()).all()
 
 
-@pytest.fixture
-def far(monkeypatch):
-    """Images count as lying in memory, however small they are."""
-    monkeypatch.setattr(caches, "FAR", 0)
-    channels_last.launches.cache_clear()
-    yield
-    channels_last.launches.cache_clear()
-
-
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [2 * LANES, 2 * LANES + 3])
 @pytest.mark.usefixtures("far")
@@ -244,30 +235,30 @@ def test_threads_share_out_channels(images, channels):
 
 
 @pytest.mark.parametrize(
-    ("rows", "kernel", "channels", "dilation", "blocks"),
+    ("rows", "kernel", "channels", "dilation", "shared"),
     [
-        (14, 7, 192, 1, 2),
-        (28, 7, 128, 1, 2),
-        (16, 5, 128, 1, 2),
-        (17, 5, 128, 1, 1),
-        (14, 7, 200, 1, 1),
-        (26, 7, 192, 2, 1),
-        (14, 7, 16, 1, 1),
+        (14, 7, 192, 1, True),
+        (14, 7, 200, 1, True),
+        (14, 7, 192, 2, True),
+        (28, 7, 192, 1, True),
+        (16, 5, 336, 1, True),
+        (17, 5, 336, 1, False),
+        (14, 5, 256, 1, False),
+        (14, 7, 160, 1, False),
+        (14, 7, 16, 1, False),
     ],
 )
-def test_threads_share_out_the_channels_of_an_image_whose_tiles_do_not_roll(rows, kernel, channels, dilation, blocks):
-    """Where rows are few, pixels begin with a cache line and taps lie next to each other; else they share rows."""
-    padding = ((kernel // 2,) * 2,) * 2
-    (sweeps,) = phases.forward(conv_geometry((rows, rows), (kernel, kernel), (1, 1), (dilation, dilation), padding))
-    shape = (1, rows, rows, channels)
-    result, types = (1, sweeps[0].out, sweeps[1].out, channels), ("float32",) * 4 + ("",)
-    (plan,) = pixel_plans.plans(Call(shape, result, (kernel, kernel), (sweeps,), types, "", 2, by_channels=False))
+def test_threads_share_out_the_channels_of_an_image_whose_tiles_do_not_roll(rows, kernel, channels, dilation, shared):
+    """Where rows are few and there is much to do for a pixel; else they share the rows."""
+    padding = ((kernel // 2 * dilation,) * 2,) * 2
+    (sweeps,) = phases.forward(conv_geometry((rows, rows), (kernel,) * 2, (1, 1), (dilation,) * 2, padding))
+    shape, types = (1, rows, rows, channels), ("float32",) * 4 + ("",)
+    (plan,) = pixel_plans.plans(Call(shape, shape, (kernel, kernel), (sweeps,), types, "", 2, by_channels=False))
     assert plan.kernel.startswith("correlate")
     assert plan.items == 2
-    assert plan.numbers["block_channels"] == -(-channels // blocks)
-    assert plan.numbers["row_blocks"] == 2 // blocks
+    assert (plan.numbers["block_channels"] < channels, plan.numbers["row_blocks"]) == (shared, 1 if shared else 2)
     if rows == 14:
-        Case((rows, rows), kernel, channels=channels).check()
+        Case((rows, rows), kernel, padding=padding, channels=channels, dilation=dilation).check()
 
 
 @pytest.mark.parametrize("channels", [144, 192])

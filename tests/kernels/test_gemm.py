@@ -10,7 +10,7 @@ import pytest
 
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.activations import ACTIVATIONS
-from npdwconv.kernels.cpu import caches, cuts, pointwise, products
+from npdwconv.kernels.cpu import cuts, pointwise, products
 from npdwconv.kernels.cpu.arrays import room
 from npdwconv.kernels.cpu.cuts import TILES, best_cut, panels
 from npdwconv.kernels.cpu.engine import Launch
@@ -114,12 +114,12 @@ def test_last_panels(layout, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_past_the_caches(layout, monkeypatch):
+@pytest.mark.usefixtures("far")
+def test_past_the_caches(layout):
     """Whole vectors are streamed, if rows begin with one, wherever the array begins; nothing around it is written.
 
     Of pixels read where they lie those to the right are fetched.
     """
-    monkeypatch.setattr(caches, "FAR", 0)
     bytes_around = 4 * LANES
     for extra in (0, 3):  # pixels and outputs beyond whole vectors
         problem = Problem(2, 4 * LANES + extra, 5, 2 * LANES + extra, layout)

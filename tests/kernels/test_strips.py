@@ -22,13 +22,10 @@ def integers(rng, shape):
 
 
 @pytest.fixture
-def short_strips(monkeypatch):
+def short_strips(monkeypatch, replanned):
     """Small images go strip by strip, too; what was planned so is forgotten."""
     monkeypatch.setattr(strips, "LEAST_BYTES", 0)
     monkeypatch.setattr(together, "STRIP_BYTES", 4000)
-    strips.strips.cache_clear()
-    yield
-    strips.strips.cache_clear()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

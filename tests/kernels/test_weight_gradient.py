@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import caches, weight_gradient
+from npdwconv.kernels.cpu import weight_gradient
 from npdwconv.kernels.cpu.epilogue import bias_bwd
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.weight_gradient import correlate
@@ -156,17 +156,16 @@ def test_images_laid_out(case, dtype):
     np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.usefixtures("replanned")
 def test_an_item_writes_the_channels_that_are_its_own():
     """Of a multiplier that does not divide the lanes some do not count: their channels are another item's to write."""
     z, x, g = arrays(Case((5, 7), (3, 3), channels=(1, 1), multiplier=3), "channels_last")
     weight = np.full((z.shape[-1], 3, 3), np.nan, "float32")
-    weight_gradient._plan.cache_clear()
     plan = weight_gradient._plan(z.shape, x.shape, (z.dtype,) * 3, g.axes, "channels_last")
     partial = np.empty(plan.space, "float32")
     plan.sum_chunks(z, x, partial)
     plan.collect.items = 1
     plan.collect(partial, weight)
-    weight_gradient._plan.cache_clear()
     own = LANES // 3 * 3
     assert np.isfinite(weight[:own]).all()
     assert np.isnan(weight[own:]).all()
@@ -186,15 +185,6 @@ def test_two_planes_in_a_vector(extents, stride, channels, dtype):
     assert (plan.sum_chunks.spec.knows("mates") and plan.sum_chunks.spec.mates == 2) == shared
     ours, theirs = gradients(case, "channels_first", dtypes)
     np.testing.assert_array_equal(ours, theirs)
-
-
-@pytest.fixture
-def far(monkeypatch):
-    """Operands count as lying in memory, however few they are."""
-    monkeypatch.setattr(caches, "FAR", 0)
-    weight_gradient._plan.cache_clear()
-    yield
-    weight_gradient._plan.cache_clear()
 
 
 @pytest.mark.parametrize("stride", [1, 2])
