@@ -129,4 +129,23 @@ CPU_MUTATIONS = [
         "b.and_(v.all(mask), aligned)",
         "aligned",
     ),
+    Mutation("a column of a slice is another's", f"{CPU}/slices.py", "6: (3, 2)", "6: (5, 1)"),
+    Mutation(
+        "fewer columns than a slice are packed by tiles",
+        f"{CPU}/product_kernels.py",
+        "exists and columns >= task.slice",
+        "exists",
+    ),
+    Mutation(
+        "a shorter chunk counts as packed",
+        f"{CPU}/product_kernels.py",
+        "min(task.chunk, task.depth - start) == depth",
+        "task.depth - start > 0",
+    ),
+    Mutation(
+        "the panel in use is overwritten",
+        f"{CPU}/product_kernels.py",
+        "after % task.panels, after < last, spare)",
+        "after % task.panels, after < last, panels)",
+    ),
 ]

@@ -53,6 +53,7 @@ TESTS = {
         "kernels/test_weight_gradient.py::test_two_planes_in_a_vector",
         "kernels/test_channels_last.py::test_who_packs_the_taps",
         "kernels/test_guarded.py::test_what_masks_leave_out_is_not_touched",
+        "kernels/test_gemm.py::test_tiles_pack_the_next_panel",
     ),
 }
 

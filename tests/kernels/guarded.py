@@ -11,6 +11,7 @@ import mmap
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from math import prod
 from typing import Any
@@ -126,6 +127,19 @@ def call_far() -> None:
     product = situations.pointwise("far-product", 5, 2 * situations.LANES, (2, 2 * situations.LANES))
     for layout in ("channels_first", "channels_last"):
         call(product, "integers", layout)
+    print("done")
+
+
+def call_sliced() -> None:
+    """Products whose tiles pack the next panel."""
+    from kernels import sliced
+
+    sliced.settings()
+    for name, at_end in product(sliced.CASES, (True, False)):
+        print(name, "against the page", "behind" if at_end else "before", flush=True)
+        with guarded_numpy(at_end=at_end):
+            for found, wanted in sliced.results(name, partial(like, at_end=at_end)):
+                assert np.array_equal(found, wanted)
     print("done")
 
 

@@ -7,6 +7,7 @@ from math import ceil
 
 import numpy as np
 import pytest
+from kernels import sliced
 
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.activations import ACTIVATIONS
@@ -172,6 +173,13 @@ def test_tile_edges(tile, monkeypatch):
         run = packed_product(m)
         run.launch(x, packed, bias, out, None, room(run.scratch))
         np.testing.assert_array_equal(out, x @ w.T + bias)
+
+
+@pytest.mark.parametrize("name", sliced.CASES)
+def test_tiles_pack_the_next_panel(name, monkeypatch):
+    sliced.settings(monkeypatch.setattr)
+    for found, wanted in sliced.results(name, np.copy):
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

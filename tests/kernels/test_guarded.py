@@ -76,6 +76,11 @@ def test_results_past_the_caches_stay_inside(lanes: int):
 
 
 @pytest.mark.parametrize("lanes", EACH_LANES)
+def test_tiles_that_pack_stay_inside(lanes: int):
+    assert finish(start("from kernels import guarded; guarded.call_sliced()", NPDWCONV_LANES=lanes)).endswith("done")
+
+
+@pytest.mark.parametrize("lanes", EACH_LANES)
 def test_kernels_that_cover_rows_stay_inside(lanes: int):
     assert finish(start("from kernels import guarded; guarded.call_covering()", NPDWCONV_LANES=lanes)).endswith("done")
 

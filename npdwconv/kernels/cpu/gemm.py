@@ -11,18 +11,21 @@ A sum starts at the bias and runs over the depth in order, whatever the tile: no
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu import activate
 from npdwconv.kernels.cpu.arrays import LINE
+from npdwconv.kernels.cpu.assembly import halved, opaque, pinned
 from npdwconv.kernels.cpu.engine import compiled
 from npdwconv.kernels.cpu.fetching import Walk, prefetch
 from npdwconv.kernels.cpu.shuffles import square, transposed
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
+from npdwconv.kernels.cpu.slices import Slice
 from npdwconv.kernels.cpu.spec import Spec, field
 
 BANK = 7  # rows of a tile whose addresses share a base, so that the general registers suffice
@@ -51,40 +54,6 @@ def _phi(builder: Any, value: Value, block: Any) -> Value:
     phi = builder.phi(value.type)
     phi.add_incoming(value, block)
     return phi
-
-
-def _opaque(builder: Any, value: Value) -> Value:
-    """``value``, of which LLVM knows nothing, so that it computes nothing in some other way than the one written."""
-    kind = ir.FunctionType(value.type, [value.type])
-    return builder.asm(kind, "", "=r,0", [value], False)
-
-
-def _pinned(builder: Any, values: list[Value]) -> list[Value]:
-    """Vectors, before which no later load may move: loads too early hold registers that the sums need."""
-    kinds = [value.type for value in values]
-    one = len(kinds) == 1
-    result = kinds[0] if one else ir.LiteralStructType(kinds)
-    register = "=v" if "x86_64" in builder.module.triple else "=w"
-    names = ",".join([register] * len(kinds) + [str(i) for i in range(len(kinds))])
-    held = builder.asm(ir.FunctionType(result, kinds), "", names, values, True)
-    return [held] if one else [builder.extract_value(held, i) for i in range(len(kinds))]
-
-
-def _halved(builder: Any, v: Vectors, element: Value, line: list[Value], sums: list[Value]) -> list[Value]:
-    """`_pinned` sums plus ``element`` times a line, of whose vectors the last is a half one.
-
-    Written out for AVX-512, where a register's lower half is a register: LLVM would spread the element once more. It
-    names the halves (modifier t) of the first 16 registers only, hence x.
-    """
-    count = len(sums)
-    multiply = "vfmadd231ps" if v.bytes == 4 else "vfmadd231pd"
-    widths = ["g"] * (count - 1) + ["t"]
-    text = "\n".join(f"{multiply} ${{{count}:{width}}}, ${count + 1 + j}, ${j}" for j, width in enumerate(widths))
-    names = ",".join(["=&v"] * count + ["x"] + ["v"] * count + [str(j) for j in range(count)])
-    operands = [element, *line, *sums]
-    result = ir.LiteralStructType([value.type for value in sums]) if count > 1 else sums[0].type
-    held = builder.asm(ir.FunctionType(result, [x.type for x in operands]), text, names, operands, True)
-    return [builder.extract_value(held, j) for j in range(count)] if count > 1 else [held]
 
 
 class _Tile:
@@ -127,9 +96,16 @@ class _Tile:
         return mask if vector == self.vectors - 1 else None
 
     def sums(
-        self, a: Value, panel: Value, depth: Value, first: list[Value], mask: Value | None, count: Value | None
+        self,
+        a: Value,
+        panel: Value,
+        depth: Value,
+        first: list[Value],
+        mask: Value | None,
+        count: Value | None,
+        ahead: list[Value],
     ) -> list[Value]:
-        """``first`` plus the products over the depth."""
+        """``first`` plus the products over the depth; what is packed ``ahead`` meanwhile, see `Slice`."""
         b, v, spec = self.builder, self.v, self.spec
         size = int(spec.tile_size)
         step = v.index(self.number("tile_step"), size)
@@ -137,7 +113,7 @@ class _Tile:
         bank = self.rows if count is not None or spec.a_packs else min(self.rows, BANK)
         offsets = [int64(row * size) for row in range(bank)]
         if not spec.a_packs:
-            offsets = [_opaque(b, offset) for offset in self.places(int64(0), row, count)[:bank]]
+            offsets = [opaque(b, offset) for offset in self.places(int64(0), row, count)[:bank]]
         bases = [b.add(a, b.mul(row, int64(start))) for start in range(0, self.rows, bank)]
         stored, width = (str(spec.b_type), int(spec.b_size)) if spec.direct else (v.dtype, v.bytes)
         next_line = v.index(self.number("b_step"), width) if spec.direct else int64(self.vectors * v.lanes * width)
@@ -155,30 +131,30 @@ class _Tile:
                 element = v.splat(v.load_scalar(place, str(spec.tile_type)))
                 each = sums[number * self.vectors : (number + 1) * self.vectors]
                 if self.halved:
-                    results += _halved(b, v, element, line, each)
+                    results += halved(b, v, element, line, each)
                 else:
-                    results += _pinned(b, [v.fma(element, y, z) for y, z in zip(line, each, strict=True)])
+                    results += pinned(b, [v.fma(element, y, z) for y, z in zip(line, each, strict=True)])
             return results
 
-        walk = Walk(b, spec, self.task)
-        walked = walk.start()
-        places = len(walked)
+        walk, part = Walk(b, spec, self.task), Slice(b, spec, self.task, ahead)
+        walked, packed = walk.start(), part.start()
+        ends = [*accumulate([len(walked), len(packed), len(bases)])]
 
         def steps(count: int) -> Callable[..., list[Value]]:
             def body(panel: Value, *rest: Value) -> list[Value]:
-                here, bases, results = list(rest[:places]), list(rest[places : -len(first)]), list(rest[-len(first) :])
+                walked, packed, bases, results = (list(rest[start:end]) for start, end in pairwise([0, *ends, None]))
                 if count == UNROLLED:
-                    here = walk.round(here)
+                    walked = walk.round(walked)
                 for _ in range(count):
-                    results = one(bases, panel, results)
-                    bases, panel = [_opaque(b, v.at(base, step)) for base in bases], v.at(panel, next_line)
-                return [panel, *here, *bases, *results]
+                    results, packed = one(bases, panel, results), part.round(packed)
+                    bases, panel = [opaque(b, v.at(base, step)) for base in bases], v.at(panel, next_line)
+                return [panel, *walked, *packed, *bases, *results]
 
             return body
 
         rounds = b.udiv(depth, int64(UNROLLED))
-        carried = repeat(b, rounds, [panel, *walked, *bases, *first], steps(UNROLLED))
-        walk.stop(carried[1 : 1 + places])
+        carried = repeat(b, rounds, [panel, *walked, *packed, *bases, *first], steps(UNROLLED))
+        walk.stop(carried[1 : 1 + len(walked)])
         carried = repeat(b, b.urem(depth, int64(UNROLLED)), carried, steps(1))
         return carried[-len(first) :]
 
@@ -329,23 +305,25 @@ def _tile(
     count: Any,
     left: Any,
     add: Any,
+    ahead: Any,
 ) -> Any:
     """One tile: ``count`` of its rows exist (all where ``whole``), and ``left`` columns from its first on."""
     spec = task.spec
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        task_, _, _, _, a_, panel_, bias_, out_, other_, depth_, count_, left_, add_ = arguments
+        task_, _, _, _, a_, panel_, bias_, out_, other_, depth_, count_, left_, add_, ahead_ = arguments
         if vectors.literal_value:
             tile = _Tile(builder, task_, spec, rows.literal_value, vectors.literal_value)
             existing = None if whole.literal_value else count_
             mask = tile.tail(left_)
             tile.prefetch(out_)
             first = tile.start(bias_, mask, existing)
-            sums = tile.sums(a_, panel_, depth_, first, mask, existing)
+            packed = cgutils.unpack_tuple(builder, ahead_)
+            sums = tile.sums(a_, panel_, depth_, first, mask, existing, packed)
             tile.finish(sums, out_, other_, left_, existing, add_)
         return context.get_dummy_value()
 
-    arguments = (task, rows, vectors, whole, a, panel, bias, out, other, depth, count, left, add)
+    arguments = (task, rows, vectors, whole, a, panel, bias, out, other, depth, count, left, add, ahead)
     return types.none(*arguments), generate
 
 
@@ -361,27 +339,33 @@ def _rows(
     wide: Any,
     left: Any,
     add: Any,
+    ahead: Any,
 ) -> None:
-    """``count`` rows by one panel."""
+    """``count`` rows by one panel; ``ahead``: the next one's columns, its place, a step's bytes, how many columns."""
     tile_step, row_step = task.tile_next * task.tile_size, task.tile_row * task.tile_size
     bias_step = task.bias_size if task.bias_of_rows else 0
     out_step = (1 if task.turned else task.out_row) * task.out_size
     other_step = (1 if task.turned else task.out_row) * task.other_size
+    source, target, pitch, columns = ahead
     whole = count // task.rows * task.rows if task.rows != task.rest else 0
     for r in range(0, whole, task.rows):
         ar = a + r // task.rows * tile_step + r % task.rows * row_step
         br, outr, otherr = bias + r * bias_step, out + r * out_step, other + r * other_step
+        first = min(r // task.rows * task.slice, columns - task.slice)
+        part = source + first * task.b_line * task.b_size, target + first * task.size, pitch
         if wide:
-            _tile(task, task.rows, task.vectors, True, ar, panel, br, outr, otherr, depth, count, left, add)
+            _tile(task, task.rows, task.vectors, True, ar, panel, br, outr, otherr, depth, count, left, add, part)
         else:
-            _tile(task, task.rows, task.last, True, ar, panel, br, outr, otherr, depth, count, left, add)
+            _tile(task, task.rows, task.last, True, ar, panel, br, outr, otherr, depth, count, left, add, part)
     for r in range(whole, count, task.rest):
         ar = a + r // task.rows * tile_step + r % task.rows * row_step
         br, outr, otherr = bias + r * bias_step, out + r * out_step, other + r * other_step
+        first = min((whole // task.rows + (r - whole) // task.rest) * task.slice, columns - task.slice)
+        part = source + first * task.b_line * task.b_size, target + first * task.size, pitch
         if wide:
-            _tile(task, task.rest, task.vectors, False, ar, panel, br, outr, otherr, depth, count - r, left, add)
+            _tile(task, task.rest, task.vectors, False, ar, panel, br, outr, otherr, depth, count - r, left, add, part)
         else:
-            _tile(task, task.rest, task.last, False, ar, panel, br, outr, otherr, depth, count - r, left, add)
+            _tile(task, task.rest, task.last, False, ar, panel, br, outr, otherr, depth, count - r, left, add, part)
 
 
 def _first_vector(task: Any, p: Any) -> Any:

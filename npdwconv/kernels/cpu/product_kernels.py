@@ -4,9 +4,37 @@ from __future__ import annotations
 
 from typing import Any
 
-from npdwconv.kernels.cpu.engine import Kernel
+from npdwconv.kernels.cpu.engine import Kernel, inlined
 from npdwconv.kernels.cpu.gemm import first_vector, rows_by_panel
 from npdwconv.kernels.cpu.panels import pack_panels, rows_of_a
+
+NOTHING = 0, 0, 0, 0  # packed ahead
+
+
+@inlined
+def _next_panel(task: Any, b: Any, p: Any, exists: Any, target: Any) -> Any:
+    """What tiles pack of b's panel p, if it ``exists``: whether they do, and what `rows_by_panel` needs for that.
+
+    Where they do not they copy what is never read, from columns that exist.
+    """
+    vectors, begin = task.vectors if p < task.wide else task.last, first_vector(task, p) * task.lanes
+    columns = min(vectors * task.lanes, task.columns - begin)
+    if exists and columns >= task.slice:
+        return True, (b + begin * task.b_line * task.b_size, target, vectors * task.lanes * task.size, columns)
+    return False, (task.b, target, task.vectors * task.lanes * task.size, task.slice)
+
+
+@inlined
+def _next_chunk(task: Any, image: Any, start: Any, depth: Any, p: Any, first: Any, last: Any, target: Any) -> Any:
+    """`_next_panel` of a reduction: after the last panel comes the first one of the next chunk, if that is as deep."""
+    p += 1
+    if p == last:
+        p, start = first, start + depth
+    if start == task.depth:
+        image, start = image + 1, 0
+    exists = image < task.images and min(task.chunk, task.depth - start) == depth
+    b = task.b + (image * task.b_image + start * task.b_step) * task.b_size
+    return _next_panel(task, b, p, exists, target)
 
 
 def _pack(task: Any, item: Any) -> None:
@@ -49,6 +77,7 @@ def _multiply(task: Any, item: Any) -> None:
                 p < task.wide,
                 task.columns - column,
                 0,
+                NOTHING,
             )
         tile += (count + task.rows - 1) // task.rows
 
@@ -63,6 +92,7 @@ def _multiply_packing(task: Any, item: Any) -> None:
     first = units * column_block // task.column_blocks
     scratch = task.scratch + item * task.scratch_item
     panels = scratch + task.group * task.tile_next * task.size if task.a_packs else scratch
+    spare, packed = panels + task.spare, False
     for row in range(start, end, task.group * task.rows):
         count = min(end - row, task.group * task.rows)
         a = rows_of_a(task, task.a + row * task.a_line * task.a_size, scratch, count, task.depth)
@@ -70,16 +100,20 @@ def _multiply_packing(task: Any, item: Any) -> None:
         while unit < last:
             image, p = unit // task.panels, unit % task.panels
             together = min(task.together, task.panels - p, last - unit)
+            after = unit + together
             begin = first_vector(task, p) * task.lanes
-            b = task.b + image * task.b_image * task.b_size
-            source = b + begin * task.b_line * task.b_size
-            if not task.direct:
+            source = task.b + (image * task.b_image + begin * task.b_line) * task.b_size
+            if not (task.direct or packed):
                 pack_panels(task, source, panels, p, together, task.columns - begin, task.depth)
+            ahead = NOTHING
+            if task.slice:
+                b = task.b + after // task.panels * task.b_image * task.b_size
+                packed, ahead = _next_panel(task, b, after % task.panels, after < last, spare)
             for q in range(p, p + together):
                 column = first_vector(task, q) * task.lanes
                 panel = panels + (column - begin) * task.depth * task.size
                 if task.direct:
-                    panel = b + column * task.b_line * task.b_size
+                    panel = source + (column - begin) * task.b_line * task.b_size
                 place = image * task.out_image + row * task.out_row + column
                 if task.turned:
                     place = image * task.out_image + row + column * task.out_row
@@ -95,8 +129,10 @@ def _multiply_packing(task: Any, item: Any) -> None:
                     q < task.wide,
                     task.columns - column,
                     0,
+                    ahead,
                 )
-            unit += together
+            unit = after
+            panels, spare = spare, panels
 
 
 def _reduce(task: Any, item: Any) -> None:
@@ -109,6 +145,7 @@ def _reduce(task: Any, item: Any) -> None:
     last = task.panels * (column_block + 1) // task.column_blocks
     scratch = task.scratch + item * task.scratch_item
     panels = scratch + task.group * task.tile_next * task.size if task.a_packs else scratch
+    spare, packed = panels + task.spare, False
     for image in range(task.images):
         for start in range(0, task.depth, task.chunk):
             depth = min(task.chunk, task.depth - start)
@@ -118,18 +155,22 @@ def _reduce(task: Any, item: Any) -> None:
                 a = rows_of_a(task, place, scratch, count, depth)
                 for p in range(first, last, task.together):
                     together, begin = min(task.together, last - p), first_vector(task, p) * task.lanes
-                    b = task.b + (image * task.b_image + start * task.b_step) * task.b_size
-                    source = b + begin * task.b_line * task.b_size
-                    if not task.direct:
+                    place = image * task.b_image + start * task.b_step + begin * task.b_line
+                    source = task.b + place * task.b_size
+                    if not (task.direct or packed):
                         pack_panels(task, source, panels, p, together, task.columns - begin, depth)
+                    ahead = NOTHING
+                    if task.slice:
+                        packed, ahead = _next_chunk(task, image, start, depth, p, first, last, spare)
                     for q in range(p, p + together):
                         column = first_vector(task, q) * task.lanes
                         panel = panels + (column - begin) * depth * task.size
                         if task.direct:
-                            panel = b + column * task.b_line * task.b_size
+                            panel = source + (column - begin) * task.b_line * task.b_size
                         place = column * task.out_row + row if task.turned else row * task.out_row + column
-                        out, left = task.out + place * task.out_size, task.columns - column
-                        rows_by_panel(task, a, panel, 0, out, 0, depth, count, q < task.wide, left, image + start)
+                        out, left, add = task.out + place * task.out_size, task.columns - column, image + start
+                        rows_by_panel(task, a, panel, 0, out, 0, depth, count, q < task.wide, left, add, ahead)
+                    panels, spare = spare, panels
 
 
 pack, multiply, multiply_packing, reduce = (

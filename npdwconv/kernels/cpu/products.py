@@ -14,6 +14,7 @@ from npdwconv.kernels.cpu.gemm import UNROLLED
 from npdwconv.kernels.cpu.machine import halves, machine
 from npdwconv.kernels.cpu.product_kernels import multiply, multiply_packing, pack, reduce
 from npdwconv.kernels.cpu.simd import STORED
+from npdwconv.kernels.cpu.slices import MOST
 from npdwconv.kernels.cpu.spec import Fixed
 from npdwconv.layouts import Array
 
@@ -208,6 +209,8 @@ TWICE = 64 * 1024  # elements of b that every block of rows had better pack for 
 OFTEN = 16  # panels of an item for which rows are worth packing that are neighbours in memory
 REFETCH = 8  # cycles for a line that is in neither of a core's caches any more
 ALL_ROWS = 4 << 20  # bytes of packed rows, of all items, that are as good as in a cache which cores share
+IDLE = 3  # cycles of a step of the depth for every element that it packs meanwhile
+LATE = 16  # cycles of a step that hide a line from the second cache
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
@@ -296,20 +299,40 @@ def reduction(m: Matrices) -> Scratched:
     return _scratched(m, cut, reduce, CHUNK, "", second() // 2, adds=True, direct=direct)
 
 
+def _slice(m: Matrices, cut: Cut) -> int:
+    """Columns of the next panel that each tile packs; 0 where panels had better be packed by themselves.
+
+    That is where tiles are too few, or so many that packing hardly matters, or where values change their dtype. Of
+    neighbours a step reads one line, which other tiles have read before: it must be in the second cache still, or be
+    needed by few of them.
+    """
+    tiles, columns = max(-(-m.height // cut.tile.rows) // cut.row_blocks, 1), cut.tile.vectors * m.lanes
+    each = -(-columns // tiles)
+    cycles = cut.tile.rows * cut.tile.vectors // (1 if machine().vector_bytes == LINE else 2)
+    if m.b.line == 1:
+        stay = m.depth <= WAYS * sets(m.b.step, m.b_type, second() // WAYS)
+        cycles = cycles if cycles >= LATE and (stay or each == MOST) else 0
+    return each if tiles <= columns and each <= min(cycles // IDLE, MOST, m.columns) and m.b_type == m.dtype else 0
+
+
 def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, held: int, **options: bool) -> Scratched:
-    """A kernel that keeps ``held`` bytes of rows and one panel for each item."""
-    items, depth, size = cut.row_blocks * cut.column_blocks, min(depth, m.depth), STORED[m.dtype][1]
+    """A kernel that keeps ``held`` bytes of rows for each item, and a panel or two, of at most ``depth`` steps."""
+    items, size = cut.row_blocks * cut.column_blocks, STORED[m.dtype][1]
+    depth = -(-m.depth // -(-m.depth // depth)) if m.depth else 0  # of equal chunks
     wide = m.tile_lanes(cut)
     next_tile = -(-cut.tile.rows // wide) * wide * max(depth, 1)
     tiles = max(m.height // (cut.tile.rows * cut.row_blocks), 1) + 1
     group = min(max(held // (next_tile * size), 1), tiles)
     packs = _rows_packed(m, cut, depth)
-    if m.a.line == 1 and kernel is multiply_packing and group < tiles:  # b would be packed for each group of rows
-        packs, group = packs and items * tiles * next_tile * size <= ALL_ROWS, tiles
-    fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs)}
+    if kernel is multiply_packing and group < tiles:  # b would be packed for each group of rows
+        fit = items * tiles * next_tile * size <= ALL_ROWS
+        packs, group = packs and (fit or m.a.line != 1), tiles if fit or m.a.line == 1 else group
     panel = 0 if options.get("direct") or kernel is multiply else cut.tile.vectors * m.lanes * depth
-    together = 1 if m.b.line != 1 else min(max(TOGETHER // max(panel * size, 1), 1), cut.panels)
-    each = -(-(packs * group * next_tile + together * panel) * size // LINE) * LINE
+    columns = _slice(m, cut) if panel and not (packs and group < tiles) else 0
+    together = 1 if m.b.line != 1 or columns else min(max(TOGETHER // max(panel * size, 1), 1), cut.panels)
+    apart = -(-panel * size // LINE) * LINE if columns else 0
+    each = -(-(packs * group * next_tile + together * panel) * size // LINE) * LINE + apart
+    fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs), "slice": columns}
     numbers = {
         **m.numbers(cut),
         "tile_next": next_tile if packs else cut.tile.rows * m.a.line,
@@ -318,6 +341,7 @@ def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, hel
         "together": together,
         "scratch_item": each,
         "chunk": max(depth, 1),
+        "spare": apart,
     }
     pointers = ("a", "packed" if kernel is multiply else "b", "bias", "out", "other", "scratch")
     scratch = items * each
