@@ -54,8 +54,7 @@ def properties(
     """
     chosen = dict.fromkeys((*BEYOND_CACHES, *PRODUCTS, *LONG, *SQUARES, *TINY))
     tell("properties of our own kernels")
-    timed = _timed(chosen, settings)
-    alone = _timed(LONG, replace(settings, threads=1)) if settings.threads > 1 else {}
+    timed, alone = _timed(chosen, settings)
     wanted = [
         ("3x3 beyond the caches, share of copy", _shares(BEYOND_CACHES, timed, limits, "bytes_share"), 0.85, True),
         ("pointwise from 128 channels on, share of peak", _shares(PRODUCTS, timed, limits, "flops_share"), 0.85, True),
@@ -71,9 +70,15 @@ def properties(
     return [worst for each in wanted if (worst := _worst(*each)) is not None]
 
 
-def _timed(cases: Iterable[Case], settings: Settings) -> dict[Case, Timings]:
-    with Field({OURS: OWN_MODULE}, settings) as field:
-        return {case: measure(case, field) for case in cases}
+def _timed(cases: Iterable[Case], settings: Settings) -> tuple[dict[Case, Timings], dict[Case, Timings]]:
+    """All cases with all threads, and the long ones right after that with one: a machine changes by the minute."""
+    timed, alone, one = {}, {}, replace(settings, threads=1)
+    with Field({OURS: OWN_MODULE}, settings) as field, Field({OURS: OWN_MODULE}, one) as single:
+        for case in cases:
+            timed[case] = measure(case, field)
+            if case in LONG and settings.threads > 1:
+                alone[case] = measure(case, single)
+    return timed, alone
 
 
 def _worst(title: str, found: Found, limit: float, least: bool) -> Property | None:
