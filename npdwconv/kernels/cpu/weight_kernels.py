@@ -266,12 +266,12 @@ def _blocks(task: Any, item: Any) -> None:
         tiles.clear(task, place)
     z_at = planes.scratch(task)
     x_at = z_at + task.z_space * vector
-    have = (0, 0)
+    have = nothing = start * 0, start * 0  # of the type that `_patch` returns, which is compiled for each
     end = min((chunk + 1) * task.block, task.units)
     for unit in range(chunk * task.block, end):
         more = 1 if unit + task.image_units < end else 0
         if not task.rolling or unit % task.blocks == 0:
-            have = (0, 0)
+            have = nothing
         n = unit // task.image_units
         o = unit % task.image_units // task.blocks
         p0 = unit % task.blocks * task.block_h
