@@ -10,7 +10,7 @@ from kernels.children import narrower
 from kernels.factors import multiplied_once
 
 from npdwconv.geometry import conv_geometry
-from npdwconv.kernels.cpu import channels_last, phases, pixel_plans
+from npdwconv.kernels.cpu import channels_last, phases, pixel_calls, pixel_plans
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.machine import LANES_VARIABLE, machine
 from npdwconv.kernels.cpu.pixel_calls import Call
@@ -180,6 +180,19 @@ def test_past_the_caches(channels, stride):
         assert case.kernels() == ["streamed"]
         assert case.plans()[0].fixed["turns"] > 1
         stays_inside(case)
+
+
+@pytest.mark.usefixtures("far")
+def test_many_taps_over_an_image_in_memory(monkeypatch):
+    """A strip is 16 vectors of channels then, and a block has as many rows as each thread takes, up to 28."""
+    monkeypatch.setattr(pixel_calls, "L2_BYTES", 1)
+    case = Case((31, 9), (5, 5), padding=((2, 2), (2, 2)), channels=17 * LANES)
+    (plan,) = case.plans()
+    assert plan.kernel == "correlate"
+    threads = get_num_threads()
+    blocks = -(-31 // (28 * threads)) * threads
+    assert (plan.numbers["strip"], plan.numbers["block_rows"]) == (16 * LANES, -(-31 // blocks))
+    case.check()
 
 
 @pytest.mark.skipif(4 * LANES != LINE, reason="a vector is less than a line")

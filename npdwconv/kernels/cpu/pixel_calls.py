@@ -73,16 +73,19 @@ class Call(NamedTuple):
         """Channels walked together, channels of an item, rows of an item: as measured, see docs/performance.md.
 
         Many taps reuse each input often, which pays while the rows of a strip stay in L1; few taps are bound by memory,
-        which likes long runs. An image beyond L2 is taken a few rows at a time, in the order of memory. Where a tile
-        rolls down images, with results of ``kinds`` phases at each place (0: it does not roll), and `_apart` says so,
-        threads share out the channels of images within reach of L2, in whole cache lines.
+        which likes long runs, and so are many where the image comes from beyond all caches. An image beyond L2 is taken
+        a few rows at a time, in the order of memory. Where a tile rolls down images, with results of ``kinds`` phases
+        at each place (0: it does not roll), and `_apart` says so, threads share out the channels of images within reach
+        of L2, in whole cache lines.
         """
         lanes, channels, images = self.lanes, max(self.channels, 1), max(self.result[0] * d.out, 1)
         step = lanes * STORED[STORED[self.types[0]][2]][1]
         met = w.size * h.size + w.out * h.out * max(kinds, 1)
         reached = met * channels * STORED[self.types[0]][1] / (self.threads * L2_BYTES)
         held = L1_BYTES // max(h.taps * w.size * step, 1)
-        vectors = (16 if reached > 1 and kinds < 2 else 8) if h.taps * w.taps < 16 else min(max(held, 2), 4)
+        many = h.taps * w.taps >= 16
+        long = many and not kinds and reached > 1 and caches.far(*self.sizes)
+        vectors = 16 if long or (not many and reached > 1 and kinds < 2) else min(max(held, 2), 4) if many else 8
         strip, blocks = vectors * lanes, self.threads // gcd(images, self.threads)
         strips = -(-channels // strip)
         line = max(LINE // STORED[self.types[0]][1], lanes)
@@ -96,7 +99,7 @@ class Call(NamedTuple):
             return min(strip, each), each, max(h.out, 1)
         most = max(h.out, 1)
         if reached > 1 and (kinds < 2 or caches.far(*self.sizes)):
-            most = 16 if kinds == 1 else 4
+            most = 28 if long else 16 if kinds == 1 else 4
         count = max(-(-h.out // (blocks * most)), 1) * blocks  # as many for each thread
         return strip, channels, max(-(-h.out // count), 1)
 
