@@ -205,7 +205,7 @@ FEW = 50  # rows up to which a panel is not used often enough to be worth packin
 SPREAD = 8  # sets of a cache over which lines must be spread to be read more than once
 TOGETHER = 512 * 1024  # bytes of panels packed together where a step of the depth of many is one run of memory
 WAYS = 8  # lines that a set of the first or second cache holds
-TWICE = 64 * 1024  # elements of b that every block of rows had better pack for itself
+TWICE = 64 * 1024  # elements of b that every block of rows had better pack for itself, though tiles pack none of it
 OFTEN = 16  # panels of an item for which rows are worth packing that are neighbours in memory
 REFETCH = 8  # cycles for a line that is in neither of a core's caches any more
 ALL_ROWS = 4 << 20  # bytes of packed rows, of all items, that are as good as in a cache which cores share
@@ -242,8 +242,8 @@ def packing_once(m: Matrices) -> Scratched | None:
     """`packed_product` that packs ``b`` on its way or reads it in place; None where several blocks would pack it."""
     cut = m.cut("rows")
     direct = m.b.line == 1 and (_stays(m, cut) or (m.height <= FEW and sets(m.b.step, m.b_type) >= SPREAD))
-    few = m.columns * m.depth <= TWICE
-    if m.images > 1 or (cut.row_blocks > 1 and not (direct or few)):
+    cheap = m.columns * m.depth <= TWICE or (cut.panels > cut.row_blocks and _slice(m, cut) > 0)
+    if m.images > 1 or (cut.row_blocks > 1 and not (direct or cheap)):
         return None
     return _scratched(m, cut, multiply_packing, m.depth, "columns", second() // 2, direct=direct)
 
