@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu import activate
 from npdwconv.kernels.cpu.arrays import LINE
+from npdwconv.kernels.cpu.assembly import opaque
 from npdwconv.kernels.cpu.columns import (
     Columns,
     Reach,
@@ -25,7 +26,7 @@ from npdwconv.kernels.cpu.columns import (
     where,
 )
 from npdwconv.kernels.cpu.fetching import prefetch
-from npdwconv.kernels.cpu.simd import I64, STORED, Value, Vectors, int64
+from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 
 
 @intrinsic
@@ -66,14 +67,6 @@ class Rows:
         return self.builder.icmp_unsigned("<", self.builder.add(self.top, int64(row)), self.height)
 
 
-def opaque(builder: Any, address: Value) -> Value:
-    """The same address, but LLVM does not know that: what is computed from it is not kept for another group's use.
-
-    Else the addresses of all rows are, in memory, for there are not so many registers.
-    """
-    return builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [address], False)
-
-
 def fetch(v: Vectors, ahead: Value, piece: int, number: int) -> None:
     """Ask for the cache lines that begin in piece ``number``, each of ``piece`` bytes, of what is at ``ahead``.
 
@@ -110,6 +103,7 @@ def _gather(reads: str) -> Any:
             rows = meetings(tile.rows, tile.row_step, tile.row_phases)
             exist = Rows(builder, list(rows), top_, height)
             for turn, shifts in enumerate(tile.groups()):
+                # opaque: else all rows' addresses are kept for the next group, in memory, for registers are too few
                 taps, place, at = place_taps(tile, columns, weights, shifts), opaque(builder, x_), 0
                 for row, reaches in rows.items():
                     place, at = v.at(place, builder.mul(pitch, int64(row - at))), row

@@ -15,7 +15,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.arrays import LINE
-from npdwconv.kernels.cpu.column_tiles import opaque
+from npdwconv.kernels.cpu.assembly import opaque
 from npdwconv.kernels.cpu.columns import Phases, read, where
 from npdwconv.kernels.cpu.fetching import prefetch
 from npdwconv.kernels.cpu.pixels import existing, load_x, vectors, write

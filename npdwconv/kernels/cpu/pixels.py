@@ -15,7 +15,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu import activate
-from npdwconv.kernels.cpu.column_tiles import opaque
+from npdwconv.kernels.cpu.assembly import opaque
 from npdwconv.kernels.cpu.columns import where
 from npdwconv.kernels.cpu.machine import machine
 from npdwconv.kernels.cpu.shuffles import square

@@ -242,7 +242,7 @@ def packing_once(m: Matrices) -> Scratched | None:
     """`packed_product` that packs ``b`` on its way or reads it in place; None where several blocks would pack it."""
     cut = m.cut("rows")
     direct = m.b.line == 1 and (_stays(m, cut) or (m.height <= FEW and sets(m.b.step, m.b_type) >= SPREAD))
-    cheap = m.columns * m.depth <= TWICE or (cut.panels > cut.row_blocks and _slice(m, cut) > 0)
+    cheap = m.columns * m.depth <= TWICE or (cut.panels > cut.row_blocks and _slice(m, cut, m.depth) > 0)
     if m.images > 1 or (cut.row_blocks > 1 and not (direct or cheap)):
         return None
     return _scratched(m, cut, multiply_packing, m.depth, "columns", second() // 2, direct=direct)
@@ -299,20 +299,23 @@ def reduction(m: Matrices) -> Scratched:
     return _scratched(m, cut, reduce, CHUNK, "", second() // 2, adds=True, direct=direct)
 
 
-def _slice(m: Matrices, cut: Cut) -> int:
-    """Columns of the next panel that each tile packs; 0 where panels had better be packed by themselves.
+def _slice(m: Matrices, cut: Cut, depth: int) -> int:
+    """Columns of the next panel, of ``depth`` steps, that each tile packs; 0 where panels are packed by themselves.
 
-    That is where tiles are too few, or so many that packing hardly matters, or where values change their dtype. Of
-    neighbours a step reads one line, which other tiles have read before: it must be in the second cache still, or be
-    needed by few of them.
+    That is where no panel follows, tiles are too few, or so many that packing hardly matters, or where values change
+    their dtype. Of neighbours a step reads one line, which other tiles have read before: it must be in the second cache
+    still, and not come from memory first, or be needed by few of them.
     """
+    if m.b_type != m.dtype or m.images * cut.panels * -(-m.depth // depth) <= cut.column_blocks:
+        return 0
     tiles, columns = max(-(-m.height // cut.tile.rows) // cut.row_blocks, 1), cut.tile.vectors * m.lanes
     each = -(-columns // tiles)
     cycles = cut.tile.rows * cut.tile.vectors // (1 if machine().vector_bytes == LINE else 2)
     if m.b.line == 1:
-        stay = m.depth <= WAYS * sets(m.b.step, m.b_type, second() // WAYS)
+        near = m.depth * m.columns * STORED[m.b_type][1] <= 2 * second()
+        stay = near and depth <= WAYS * sets(m.b.step, m.b_type, second() // WAYS)
         cycles = cycles if cycles >= LATE and (stay or each == MOST) else 0
-    return each if tiles <= columns and each <= min(cycles // IDLE, MOST, m.columns) and m.b_type == m.dtype else 0
+    return each if tiles <= columns and each <= min(cycles // IDLE, MOST, m.columns) else 0
 
 
 def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, held: int, **options: bool) -> Scratched:
@@ -328,7 +331,7 @@ def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, hel
         fit = items * tiles * next_tile * size <= ALL_ROWS
         packs, group = packs and (fit or m.a.line != 1), tiles if fit or m.a.line == 1 else group
     panel = 0 if options.get("direct") or kernel is multiply else cut.tile.vectors * m.lanes * depth
-    columns = _slice(m, cut) if panel and not (packs and group < tiles) else 0
+    columns = _slice(m, cut, depth) if panel and not (packs and group < tiles) else 0
     together = 1 if m.b.line != 1 or columns else min(max(TOGETHER // max(panel * size, 1), 1), cut.panels)
     apart = -(-panel * size // LINE) * LINE if columns else 0
     each = -(-(packs * group * next_tile + together * panel) * size // LINE) * LINE + apart
