@@ -129,7 +129,7 @@ CPU_MUTATIONS = [
         "b.and_(v.all(mask), aligned)",
         "aligned",
     ),
-    Mutation("a column of a slice is another's", f"{CPU}/slices.py", "6: (3, 2)", "6: (5, 1)"),
+    Mutation("a column of a slice is another's", f"{CPU}/slices.py", "self.lines[column // scale]", "self.lines[1]"),
     Mutation(
         "fewer columns than a slice are packed by tiles",
         f"{CPU}/product_kernels.py",

@@ -17,16 +17,6 @@ from npdwconv.kernels.cpu.spec import Spec, field
 
 MOST = 8  # columns of a slice: more loads and stores than that are no longer idle ones
 WORD = 8  # bytes of a general register
-MULTIPLES = {
-    0: (0, 0),
-    1: (1, 1),
-    2: (1, 2),
-    3: (3, 1),
-    4: (1, 4),
-    5: (5, 1),
-    6: (3, 2),
-    7: (7, 1),
-}  # odd number, scale
 
 
 class Slice:
@@ -44,9 +34,8 @@ class Slice:
             self.step = builder.mul(field(builder, spec, task, "b_step"), int64(self.size))
         elif self.columns:
             line = builder.mul(field(builder, spec, task, "b_line"), int64(self.size))
-            odd = {MULTIPLES[column][0] for column in range(1, self.columns)}
             self.step = int64(self.size)
-            self.lines = {number: opaque(builder, builder.mul(line, int64(number))) for number in sorted(odd)}
+            self.lines = {n: opaque(builder, builder.mul(line, int64(n))) for n in range(1, self.columns, 2)}
 
     def start(self) -> list[Value]:
         """Where it reads and writes, for `round`; nothing where there is no slice."""
@@ -65,8 +54,8 @@ class Slice:
                 self._copy(b.add(source, int64(place)), b.add(target, int64(place)), width)
         else:
             for column in range(self.columns):
-                number, scale = MULTIPLES[column]
-                here = b.add(source, b.mul(self.lines[number], int64(scale))) if column else source
+                scale = column & -column  # which an address has for nothing: lines are kept of odd columns alone
+                here = b.add(source, b.mul(self.lines[column // scale], int64(scale))) if column else source
                 self._copy(here, b.add(target, int64(column * self.size)), self.size)
         return [opaque(b, b.add(source, self.step)), opaque(b, b.add(target, self.pitch))]
 
