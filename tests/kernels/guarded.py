@@ -109,24 +109,26 @@ def call_network(layout: str) -> None:
             assert np.array_equal(network(like(x, at_end=at_end)), wanted)
 
 
-def call_far() -> None:
-    """Convolutions and products whose results go past the caches, and whose inputs are fetched, whatever their size."""
+def call_far(*, every: bool = False) -> None:
+    """Convolutions and products whose results go past the caches, and whose inputs are fetched, whatever their size.
+
+    In channels_last ``every`` pair of channels and stride, or each of both once.
+    """
     from kernels import situations
 
     from npdwconv.kernels.cpu import caches
 
     caches.FAR = 0
-    for channels in (situations.LANES, situations.LANES + 3):
-        for stride in (1, 2):
-            name, padding = f"far-c{channels}-s{stride}", 1
-            s = situations.depthwise(name, channels, (9, 18), (3, 3), stride=stride, padding=padding)
-            call(s, "integers", "channels_last")
+    channels = situations.LANES, situations.LANES + 3
+    for c, stride in product(channels, (1, 2)) if every else zip(channels, (1, 2), strict=True):
+        s = situations.depthwise(f"far-c{c}-s{stride}", c, (9, 18), (3, 3), stride=stride, padding=1)
+        call(s, "integers", "channels_last")
     for stride in (1, 2):
         s = situations.depthwise(f"far-s{stride}", 2, (33, 32 * stride), (3, 3), stride=stride, padding=1)
         call(s, "integers", "channels_first")
-    product = situations.pointwise("far-product", 5, 2 * situations.LANES, (2, 2 * situations.LANES))
+    s = situations.pointwise("far-product", 5, 2 * situations.LANES, (2, 2 * situations.LANES))
     for layout in ("channels_first", "channels_last"):
-        call(product, "integers", layout)
+        call(s, "integers", layout)
     print("done")
 
 

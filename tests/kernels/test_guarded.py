@@ -105,6 +105,13 @@ def test_float16_stays_inside():
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("lanes", EACH_LANES)
+def test_all_results_past_the_caches_stay_inside(lanes: int):
+    printed = finish(start("from kernels import guarded; guarded.call_far(every=True)", NPDWCONV_LANES=lanes))
+    assert printed.endswith("done")
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("lanes", EACH_LANES)
 @pytest.mark.parametrize("kind", ["integers", "float64", "float16", "bfloat16"])
 def test_everything_stays_inside(kind: str, lanes: int):
     stays_inside("all", kind, lanes, seconds=3000)
