@@ -137,6 +137,12 @@ CPU_MUTATIONS = [
         "exists",
     ),
     Mutation(
+        "a slice reaches past the columns of its panel",
+        f"{CPU}/gemm.py",
+        "min(packed, columns - task.slice), packed < columns",
+        "packed, packed < columns",
+    ),
+    Mutation(
         "a shorter chunk counts as packed",
         f"{CPU}/product_kernels.py",
         "min(task.chunk, task.depth - start) == depth",

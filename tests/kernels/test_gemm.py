@@ -305,6 +305,27 @@ def test_six_rows_that_are_neighbours_lie_across_lines(monkeypatch):
     assert (apart.tile.rows, neighbours.tile.rows) == (6, 4)
 
 
+@pytest.mark.parametrize("split", ["rows", "columns"])
+def test_panels_of_results_past_the_caches_are_whole_lines(split, monkeypatch):
+    """Half a line at a time goes to memory by itself: AVX2's 4×3 tiles took three times as long."""
+    monkeypatch.setattr(cuts, "TILES", TILES)
+    monkeypatch.setattr(products, "machine", lambda: next(m for m in MACHINES if m.name == "AVX2"))
+
+    def width(columns, past_caches):
+        strides = Strides(32), Strides(32), Strides(columns)
+        m = Matrices(1, 100352, columns, 32, *strides, "float32", "float32", "float32", past_caches=past_caches)
+        return m.cut(split).tile.vectors
+
+    assert (width(64, False), width(64, True), width(8, True)) == (3, 2, 1)
+
+
+def test_low_tiles_of_a_reduction(monkeypatch):
+    """Where two vectors of 64 bytes are multiplied in a cycle, tall tiles are worth rows that do not exist."""
+    monkeypatch.setattr(cuts, "TILES", TILES)
+    rows = [best_cut(1, 128, 8, 3136, 32, 1, "", low=low).tile.rows for low in (1.0, products.LOW)]
+    assert rows == [8, 14]
+
+
 def test_lines_that_are_read_anew(monkeypatch):
     """A transposed weight of 512 columns, lines 2 KB apart, does not stay in half a megabyte; one of 128 does."""
     monkeypatch.setattr(cuts, "TILES", TILES)

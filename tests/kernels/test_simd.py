@@ -10,13 +10,14 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from npdwconv.kernels.cpu import caches, simd
+from npdwconv.kernels.cpu import caches, machine, simd
 from npdwconv.kernels.cpu.compilation import Kernel
 from npdwconv.kernels.cpu.machine import MACHINES
 from npdwconv.kernels.cpu.simd import STORED, Vectors, int64
 from npdwconv.kernels.cpu.spec import Spec
 
 AVX2 = next(machine for machine in MACHINES if machine.name == "AVX2")
+AVX512 = next(machine for machine in MACHINES if machine.name == "AVX-512")
 VALUES = 16
 NUMPY = {"bfloat16": np.uint16}
 
@@ -104,3 +105,14 @@ def test_the_second_cache(tmp_path, monkeypatch):
     assert caches.second.__wrapped__() == caches.USUAL
     described(tmp_path / "index4", type="Unified", level="2", size="512K")
     assert caches.second.__wrapped__() == 512 << 10
+
+
+@pytest.mark.parametrize(
+    ("name", "unit", "both"),
+    [("znver4", AVX512, False), ("znver5", AVX512, True), ("sapphirerapids", AVX512, True), ("znver4", AVX2, True)],
+)
+def test_vectors_multiplied_in_a_cycle(name, unit, both, monkeypatch):
+    """Zen 4 makes two turns of a vector of 64 bytes; servers of Intel's and Zen 5 have two units of that width."""
+    monkeypatch.setattr(machine.config, "CPU_NAME", name)
+    monkeypatch.setattr(machine, "machine", lambda: unit)
+    assert machine.pairs.__wrapped__() is both

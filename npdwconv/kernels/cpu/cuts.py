@@ -26,6 +26,7 @@ TILES = {
 
 READING = 0.25  # cycles for an element that a thread reads from beyond its caches
 STRADDLING = 1.1  # what six rows cost that are neighbours in memory: they lie across cache lines
+TALL = 14  # rows of the tallest tiles
 
 
 class Cut(NamedTuple):
@@ -64,14 +65,18 @@ def best_cut(
     threads: int,
     split_images: str,
     neighbours: bool = False,
+    low: float = 1.0,
+    whole: int = 1,
 ) -> Cut:
     """The cheapest cut; ``split_images`` says whether blocks of "rows" or of "columns" share the images out.
 
     There may be half a vector at the end of ``vectors``. ``neighbours``: rows lie next to each other in memory.
+    ``low``: what tiles cost more that are not the tallest. ``whole``: panels are multiples of so many vectors, if any.
     """
-    tiles = (tile for tile in TILES[registers] if tile.vectors <= ceil(vectors))
+    fitting = [tile for tile in TILES[registers] if tile.vectors <= ceil(vectors)]
+    tiles = [tile for tile in fitting if tile.vectors % whole == 0] or fitting
     cuts = (
-        _cut(tile, images, height, vectors, depth, row_blocks, threads // row_blocks, split_images, neighbours)
+        _cut(tile, images, height, vectors, depth, row_blocks, threads // row_blocks, split_images, neighbours, low)
         for tile in tiles
         for row_blocks in _divisors(threads)
     )
@@ -92,6 +97,7 @@ def _cut(
     column_blocks: int,
     split: str,
     neighbours: bool,
+    low: float,
 ) -> Cut:
     wide, last, others = panels(ceil(vectors), tile.vectors)
     half = (last if others else tile.vectors) if vectors % 1 and (others or wide) == 1 else 0
@@ -107,6 +113,7 @@ def _cut(
     widths = [width - 0.5 * (width == half) for width in (tile.vectors, last)]
     sums = sum(number * _column(tile, width, height, depth) for number, width in zip(most, widths, strict=True))
     sums *= STRADDLING if neighbours and tile == Tile(6, 6, 2) else 1.0
+    sums *= low if tile.rows < TALL else 1.0
     traffic = (share * height + 16 * lines) * READING
     return Cut(tile, wide, last, count, row_blocks, column_blocks, share * sums + traffic, half)
 

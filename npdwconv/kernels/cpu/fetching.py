@@ -17,13 +17,13 @@ from npdwconv.kernels.cpu.spec import Spec, field, place
 WALK = "fetch", "fetch_end", "fetch_step", "fetch_length", "fetch_pitch"  # a walk's fields; it moves the first two
 
 
-def prefetch(builder: Any, address: Value, *, write: bool = False) -> None:
+def prefetch(builder: Any, address: Value, *, write: bool = False, near: bool = False) -> None:
     """Ask for the line at ``address``, which need not exist, in order to write it soon or to read it a little later."""
     pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
     module, name = builder.module, "llvm.prefetch.p0"
     function = module.globals.get(name) or ir.Function(module, kind, name)
-    builder.call(function, [pointer, I32(int(write)), I32(3 if write else 2), I32(1)])
+    builder.call(function, [pointer, I32(int(write)), I32(3 if write or near else 2), I32(1)])
 
 
 class Walk:

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 from npdwconv.kernels.cpu import activate
 from npdwconv.kernels.cpu.arrays import LINE
 from npdwconv.kernels.cpu.assembly import halved, opaque, pinned
-from npdwconv.kernels.cpu.engine import compiled
+from npdwconv.kernels.cpu.engine import compiled, inlined
 from npdwconv.kernels.cpu.fetching import Walk, prefetch
 from npdwconv.kernels.cpu.shuffles import square, transposed
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
@@ -116,11 +116,15 @@ class _Tile:
             offsets = [opaque(b, offset) for offset in self.places(int64(0), row, count)[:bank]]
         bases = [b.add(a, b.mul(row, int64(start))) for start in range(0, self.rows, bank)]
         stored, width = (str(spec.b_type), int(spec.b_size)) if spec.direct else (v.dtype, v.bytes)
-        next_line = v.index(self.number("b_step"), width) if spec.direct else int64(self.vectors * v.lanes * width)
+        line_bytes = self.vectors * v.lanes * width
+        next_line = v.index(self.number("b_step"), width) if spec.direct else int64(line_bytes)
+        soon = opaque(b, b.mul(step, int64(int(spec.a_next))))
 
         def one(bases: list[Value], panel: Value, sums: list[Value]) -> list[Value]:
-            for j in range(self.vectors if spec.right else 0):
-                prefetch(b, v.at(panel, j * v.lanes * width + int(spec.right)))
+            if spec.a_next:
+                prefetch(b, b.add(bases[0], soon), near=True)
+            for place in range(0, line_bytes if spec.right else 0, LINE):
+                prefetch(b, v.at(panel, place + int(spec.right)), near=not spec.direct)
             line = [
                 kind.load(v.at(panel, j * v.lanes * width), stored, self.last(mask, j) if spec.direct else None)
                 for j, kind in enumerate(self.kinds)
@@ -327,6 +331,18 @@ def _tile(
     return types.none(*arguments), generate
 
 
+@inlined
+def _share(task: Any, packed: Any, ahead: Any) -> Any:
+    """What a tile packs for `Slice`, after so many columns of a panel: the last ones again, where none is left.
+
+    ``ahead``: where the panel's columns are, its place, the bytes of a step of either, how many columns. Where none is
+    left a tile stays at the first step.
+    """
+    source, target, step, pitch, columns = ahead
+    first, left = min(packed, columns - task.slice), packed < columns
+    return source + first * task.b_line * task.b_size, target + first * task.size, step * left, pitch * left
+
+
 def _rows(
     task: Any,
     a: Any,
@@ -341,18 +357,18 @@ def _rows(
     add: Any,
     ahead: Any,
 ) -> None:
-    """``count`` rows by one panel; ``ahead``: the next one's columns, its place, a step's bytes, how many columns."""
+    """``count`` rows by one panel; ``ahead``: see `_share`."""
     tile_step, row_step = task.tile_next * task.tile_size, task.tile_row * task.tile_size
     bias_step = task.bias_size if task.bias_of_rows else 0
     out_step = (1 if task.turned else task.out_row) * task.out_size
     other_step = (1 if task.turned else task.out_row) * task.other_size
-    source, target, pitch, columns = ahead
+    packed = 0
     whole = count // task.rows * task.rows if task.rows != task.rest else 0
     for r in range(0, whole, task.rows):
         ar = a + r // task.rows * tile_step + r % task.rows * row_step
         br, outr, otherr = bias + r * bias_step, out + r * out_step, other + r * other_step
-        first = min(r // task.rows * task.slice, columns - task.slice)
-        part = source + first * task.b_line * task.b_size, target + first * task.size, pitch
+        part = _share(task, packed, ahead)
+        packed += task.slice
         if wide:
             _tile(task, task.rows, task.vectors, True, ar, panel, br, outr, otherr, depth, count, left, add, part)
         else:
@@ -360,8 +376,8 @@ def _rows(
     for r in range(whole, count, task.rest):
         ar = a + r // task.rows * tile_step + r % task.rows * row_step
         br, outr, otherr = bias + r * bias_step, out + r * out_step, other + r * other_step
-        first = min((whole // task.rows + (r - whole) // task.rest) * task.slice, columns - task.slice)
-        part = source + first * task.b_line * task.b_size, target + first * task.size, pitch
+        part = _share(task, packed, ahead)
+        packed += task.slice
         if wide:
             _tile(task, task.rest, task.vectors, False, ar, panel, br, outr, otherr, depth, count - r, left, add, part)
         else:

@@ -8,7 +8,7 @@ from npdwconv.kernels.cpu.engine import Kernel, inlined
 from npdwconv.kernels.cpu.gemm import first_vector, rows_by_panel
 from npdwconv.kernels.cpu.panels import pack_panels, rows_of_a
 
-NOTHING = 0, 0, 0, 0  # packed ahead
+NOTHING = 0, 0, 0, 0, 0  # packed ahead
 
 
 @inlined
@@ -20,8 +20,9 @@ def _next_panel(task: Any, b: Any, p: Any, exists: Any, target: Any) -> Any:
     vectors, begin = task.vectors if p < task.wide else task.last, first_vector(task, p) * task.lanes
     columns = min(vectors * task.lanes, task.columns - begin)
     if exists and columns >= task.slice:
-        return True, (b + begin * task.b_line * task.b_size, target, vectors * task.lanes * task.size, columns)
-    return False, (task.b, target, task.vectors * task.lanes * task.size, task.slice)
+        source, pitch = b + begin * task.b_line * task.b_size, vectors * task.lanes * task.size
+        return True, (source, target, task.b_step * task.b_size, pitch, columns)
+    return False, (task.b, target, 0, 0, task.slice)
 
 
 @inlined

@@ -11,7 +11,7 @@ from npdwconv.kernels.cpu.cuts import Cut, best_cut
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.fetching import WALK
 from npdwconv.kernels.cpu.gemm import UNROLLED
-from npdwconv.kernels.cpu.machine import halves, machine
+from npdwconv.kernels.cpu.machine import halves, machine, pairs
 from npdwconv.kernels.cpu.product_kernels import multiply, multiply_packing, pack, reduce
 from npdwconv.kernels.cpu.simd import STORED
 from npdwconv.kernels.cpu.slices import MOST
@@ -65,12 +65,19 @@ class Matrices(NamedTuple):
         alike = self.out.line % self.lanes == 0 and self.out_type == self.dtype
         return self.past_caches and alike and not self.turned
 
+    @property
+    def chunked(self) -> bool:
+        """Whether the depth is summed a chunk after another where the product is a `reduction`."""
+        return self.depth > CHUNK
+
     def cut(self, split: str) -> Cut:
         """The cheapest cut; see `best_cut`."""
         left = self.columns % self.lanes
         vectors = -(-self.columns // self.lanes) - (0.5 if halves() and 0 < left <= self.lanes // 2 else 0)
-        registers, neighbours = machine().registers, self.a.line == 1
-        return best_cut(self.images, self.height, vectors, self.depth, registers, self.threads, split, neighbours)
+        low = LOW if self.chunked and not split and machine().vector_bytes == LINE and pairs() else 1.0
+        whole = max(LINE // machine().vector_bytes, 1) if self.streams else 1  # half a line goes to memory by itself
+        extents, unit = (self.images, self.height, vectors, self.depth), machine().registers
+        return best_cut(*extents, unit, self.threads, split, self.a.line == 1, low, whole)
 
     def tile_lanes(self, cut: Cut) -> int:
         """Lanes of the vectors in which a tile's rows are packed: half ones for neighbours of a low tile."""
@@ -99,8 +106,12 @@ class Matrices(NamedTuple):
         direct: bool = False,
         ahead: bool = False,
         packs: bool = False,
+        right: int = 0,
     ) -> dict[str, Fixed]:
-        """What is compiled into the product, the bias being of "rows" or "columns", whether a is packed, too."""
+        """What is compiled into the product, the bias being of "rows" or "columns", whether a is packed, too.
+
+        ``right``: bytes to the right of what is read of a packed panel, which are fetched.
+        """
         wide = self.tile_lanes(cut)
         width = -(-cut.tile.rows // wide)
         return {
@@ -120,7 +131,8 @@ class Matrices(NamedTuple):
             "chain": self.chain,
             "adds": adds,
             "direct": direct,
-            "right": RIGHT if direct and self.fetches else 0,
+            "right": RIGHT if direct and self.fetches else right,
+            "a_next": NEXT if adds and self.chunked and not packs and self.a.line == 1 else 0,
             "walks": self.walks,
             "streams": self.streams,
             "ahead": ahead and not self.streams,
@@ -199,6 +211,8 @@ def packing(m: Matrices) -> Packing:
     return Packing((cut.tile.vectors, cut.last, m.b.line == 1), vectors * m.lanes * m.depth, m.dtype, launch)
 
 
+PANEL = 1536  # bytes of a packed panel, which may be in a cache that cores share, that are fetched ahead
+NEXT = 16  # steps of a long depth that are fetched ahead where each has a line of its own
 RIGHT = 512  # bytes to the right of what is read of a panel in place, which are fetched if it comes from memory
 PAGE = 4096  # bytes; lines a page apart share a set of a core's first cache
 FEW = 50  # rows up to which a panel is not used often enough to be worth packing
@@ -209,8 +223,8 @@ TWICE = 64 * 1024  # elements of b that every block of rows had better pack for 
 OFTEN = 16  # panels of an item for which rows are worth packing that are neighbours in memory
 REFETCH = 8  # cycles for a line that is in neither of a core's caches any more
 ALL_ROWS = 4 << 20  # bytes of packed rows, of all items, that are as good as in a cache which cores share
+LOW = 1.06  # what a reduction costs more of low tiles where two vectors of 64 bytes are multiplied in a cycle
 IDLE = 3  # cycles of a step of the depth for every element that it packs meanwhile
-LATE = 16  # cycles of a step that hide a line from the second cache
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
@@ -235,7 +249,7 @@ def packed_product(m: Matrices) -> Scratched:
     cut = m.cut("rows")
     panels_stay = m.columns * m.depth * STORED[m.dtype][1] / cut.column_blocks <= second()
     held = _first() // 2 if panels_stay else second() // 2
-    return _scratched(m, cut, multiply, m.depth, "columns", held)
+    return _scratched(m, cut, multiply, m.depth, "columns", held, right=PANEL)
 
 
 def packing_once(m: Matrices) -> Scratched | None:
@@ -303,22 +317,23 @@ def _slice(m: Matrices, cut: Cut, depth: int) -> int:
     """Columns of the next panel, of ``depth`` steps, that each tile packs; 0 where panels are packed by themselves.
 
     That is where no panel follows, tiles are too few, or so many that packing hardly matters, or where values change
-    their dtype. Of neighbours a step reads one line, which other tiles have read before: it must be in the second cache
-    still, and not come from memory first, or be needed by few of them.
+    their dtype. Of neighbours a tile packs a vector, had better be a line of memory that no other tile reads, and where
+    they are few, all panels together are packed sooner.
     """
     if m.b_type != m.dtype or m.images * cut.panels * -(-m.depth // depth) <= cut.column_blocks:
         return 0
     tiles, columns = max(-(-m.height // cut.tile.rows) // cut.row_blocks, 1), cut.tile.vectors * m.lanes
-    each = -(-columns // tiles)
-    cycles = cut.tile.rows * cut.tile.vectors // (1 if machine().vector_bytes == LINE else 2)
+    lines = machine().vector_bytes == LINE
     if m.b.line == 1:
-        near = m.depth * m.columns * STORED[m.b_type][1] <= 2 * second()
-        stay = near and depth <= WAYS * sets(m.b.step, m.b_type, second() // WAYS)
-        cycles = cycles if cycles >= LATE and (stay or each == MOST) else 0
+        much = depth < m.depth or (lines and depth * m.columns * STORED[m.b_type][1] > TOGETHER)
+        return m.lanes if much and tiles >= cut.tile.vectors and m.columns >= m.lanes else 0
+    each, cycles = -(-columns // tiles), cut.tile.rows * cut.tile.vectors // (1 if lines else 2)
     return each if tiles <= columns and each <= min(cycles // IDLE, MOST, m.columns) else 0
 
 
-def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, held: int, **options: bool) -> Scratched:
+def _scratched(
+    m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, held: int, right: int = 0, **options: bool
+) -> Scratched:
     """A kernel that keeps ``held`` bytes of rows for each item, and a panel or two, of at most ``depth`` steps."""
     items, size = cut.row_blocks * cut.column_blocks, STORED[m.dtype][1]
     depth = -(-m.depth // -(-m.depth // depth)) if m.depth else 0  # of equal chunks
@@ -335,7 +350,7 @@ def _scratched(m: Matrices, cut: Cut, kernel: Kernel, depth: int, bias: str, hel
     together = 1 if m.b.line != 1 or columns else min(max(TOGETHER // max(panel * size, 1), 1), cut.panels)
     apart = -(-panel * size // LINE) * LINE if columns else 0
     each = -(-(packs * group * next_tile + together * panel) * size // LINE) * LINE + apart
-    fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs), "slice": columns}
+    fixed = {**m.packing(cut), **m.multiplying(cut, bias, **options, packs=packs, right=right), "slice": columns}
     numbers = {
         **m.numbers(cut),
         "tile_next": next_tile if packs else cut.tile.rows * m.a.line,

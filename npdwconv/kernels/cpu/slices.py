@@ -12,30 +12,30 @@ from typing import Any
 from llvmlite import ir
 
 from npdwconv.kernels.cpu.assembly import opaque
-from npdwconv.kernels.cpu.simd import Value, int64
+from npdwconv.kernels.cpu.fetching import prefetch
+from npdwconv.kernels.cpu.simd import Value, Vectors
 from npdwconv.kernels.cpu.spec import Spec, field
 
-MOST = 8  # columns of a slice: more loads and stores than that are no longer idle ones
-WORD = 8  # bytes of a general register
+MOST = 8  # columns of a slice that are no neighbours: more loads and stores than that are no longer idle ones
+SOON = 8  # steps of neighbours, each with a line of its own, that are fetched ahead
 
 
 class Slice:
-    """Emits a tile's share of the packing, if it has one: ``spec.slice`` columns of b, as they lie.
+    """Emits a tile's share of the packing, if it has one: ``spec.slice`` columns of b, of neighbours a vector.
 
-    ``ahead``: the address of the first column, where it goes in the panel, and the bytes from one of the panel's steps
-    to the next.
+    ``ahead``: the address of the first column, where it goes in the panel, and the bytes from a step to the next there
+    and here.
     """
 
     def __init__(self, builder: Any, spec: Spec, task: Value, ahead: list[Value]) -> None:
-        self.builder, self.columns, self.size = builder, int(spec.slice), int(spec.b_size)
-        self.places, self.pitch = ahead[:2], ahead[2]
-        self.neighbours = not spec.b_turning
+        self.builder, self.columns, self.neighbours = builder, int(spec.slice), not spec.b_turning
+        self.v, size = Vectors(builder, str(spec.b_type)), int(spec.b_size)
+        self.places, self.steps = ahead[:2], ahead[2:]
         if self.columns and self.neighbours:
-            self.step = builder.mul(field(builder, spec, task, "b_step"), int64(self.size))
+            self.soon = opaque(builder, self.v.index(self.steps[0], SOON))
         elif self.columns:
-            line = builder.mul(field(builder, spec, task, "b_line"), int64(self.size))
-            self.step = int64(self.size)
-            self.lines = {n: opaque(builder, builder.mul(line, int64(n))) for n in range(1, self.columns, 2)}
+            line = self.v.index(field(builder, spec, task, "b_line"), size)
+            self.lines = {n: opaque(builder, self.v.index(line, n)) for n in range(1, self.columns, 2)}
 
     def start(self) -> list[Value]:
         """Where it reads and writes, for `round`; nothing where there is no slice."""
@@ -45,20 +45,18 @@ class Slice:
         """One step of the depth."""
         if not places:
             return []
-        b, (source, target) = self.builder, places
+        b, v, (source, target) = self.builder, self.v, places
         if self.neighbours:
-            end = self.columns * self.size
-            words = [(place, WORD) for place in range(0, end - WORD + 1, WORD)]
-            words += [(place, self.size) for place in range(end // WORD * WORD, end, self.size)]
-            for place, width in words:
-                self._copy(b.add(source, int64(place)), b.add(target, int64(place)), width)
+            prefetch(b, v.at(source, self.soon), near=True)
+            v.store(v.load(source), target)
         else:
             for column in range(self.columns):
                 scale = column & -column  # which an address has for nothing: lines are kept of odd columns alone
-                here = b.add(source, b.mul(self.lines[column // scale], int64(scale))) if column else source
-                self._copy(here, b.add(target, int64(column * self.size)), self.size)
-        return [opaque(b, b.add(source, self.step)), opaque(b, b.add(target, self.pitch))]
+                here = v.at(source, v.index(self.lines[column // scale], scale)) if column else source
+                self._copy(here, v.at(target, column * v.bytes))
+        return [opaque(b, v.at(place, step)) for place, step in zip(places, self.steps, strict=True)]
 
-    def _copy(self, source: Value, target: Value, width: int) -> None:
-        b, word = self.builder, ir.IntType(8 * width).as_pointer()
+    def _copy(self, source: Value, target: Value) -> None:
+        """One element, by way of a general register."""
+        b, word = self.builder, ir.IntType(8 * self.v.bytes).as_pointer()
         b.store(b.load(b.inttoptr(source, word), align=1), b.inttoptr(target, word), align=1)
