@@ -136,6 +136,8 @@ CPU_MUTATIONS = [
         "exists and columns >= task.slice",
         "exists",
     ),
+    Mutation("a chunk is added to what was there before", f"{CPU}/dots.py", "mask=b.and_(mask, adds)", "mask=mask"),
+    Mutation("rows share their sums", f"{CPU}/dots.py", "begin = (row - first) * part.lanes", "begin = 0"),
     Mutation(
         "a slice reaches past the columns of its panel",
         f"{CPU}/gemm.py",

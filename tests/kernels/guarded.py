@@ -145,6 +145,21 @@ def call_sliced() -> None:
     print("done")
 
 
+def call_dotted() -> None:
+    """Sums of products along contiguous depths."""
+    from kernels import dotted
+
+    from npdwconv.kernels.cpu import dots
+
+    dots.CHUNK = 2 * dotted.LANES
+    for dtype, at_end in product(("float32", "float16"), (True, False)):
+        print(dtype, "against the page", "behind" if at_end else "before", flush=True)
+        with guarded_numpy(at_end=at_end):
+            for found, wanted in dotted.results(dtype, partial(like, at_end=at_end)):
+                assert np.array_equal(found, wanted)
+    print("done")
+
+
 def call_covering() -> None:
     """Kernels that cover rows of the image, in tiles that are the plane and in tiles of a few rows."""
     from kernels import situations

@@ -7,11 +7,11 @@ from math import ceil
 
 import numpy as np
 import pytest
-from kernels import sliced
+from kernels import dotted, sliced
 
 from npdwconv import get_num_threads, set_num_threads
 from npdwconv.activations import ACTIVATIONS
-from npdwconv.kernels.cpu import cuts, pointwise, products
+from npdwconv.kernels.cpu import cuts, dots, pointwise, products
 from npdwconv.kernels.cpu.arrays import room
 from npdwconv.kernels.cpu.cuts import TILES, best_cut, panels
 from npdwconv.kernels.cpu.engine import Launch
@@ -180,6 +180,38 @@ def test_tiles_pack_the_next_panel(name, monkeypatch):
     sliced.settings(monkeypatch.setattr)
     for found, wanted in sliced.results(name, np.copy):
         np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_sums_along_contiguous_depths(dtype, monkeypatch):
+    monkeypatch.setattr(dots, "CHUNK", 2 * LANES)
+    for found, wanted in dotted.results(dtype, np.copy):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_bits_of_sums_along_contiguous_depths_depend_on_no_thread():
+    rng = np.random.default_rng(0)
+    shape = 3 * dotted.ROWS + 1, 3 * dotted.WIDTH + 1, 2 * dots.CHUNK + 7
+    a, b = (rng.standard_normal((dotted.IMAGES, count, shape[-1]), np.float32) for count in shape[:2])
+    found = []
+    for threads in (1, 2, 3, 4):
+        found.append(np.full(shape[:2], np.nan, np.float32))
+        dotted.planned(shape, "float32", threads).launch(a, b, None, found[-1], None, None)
+        np.testing.assert_array_equal(found[-1], found[0])
+
+
+def test_where_sums_run_along_contiguous_depths():
+    """For few channels or many pixels, in channels_first alone, of one dtype; the other way where depths are short."""
+
+    def along(channels, pixels, layout="channels_first", dtypes=("float32", "float32")):
+        plan = pointwise._weight_plan(1, pixels, channels, channels, layout, *map(np.dtype, dtypes), 2)
+        return plan.run.launch.spec.knows("width")
+
+    assert along(16, 12544)
+    assert along(64, 1024)
+    assert not along(1024, 49)
+    assert not along(16, 12544, "channels_last")
+    assert not along(16, 12544, dtypes=("float32", "float16"))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

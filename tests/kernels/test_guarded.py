@@ -81,6 +81,11 @@ def test_tiles_that_pack_stay_inside(lanes: int):
 
 
 @pytest.mark.parametrize("lanes", EACH_LANES)
+def test_sums_along_contiguous_depths_stay_inside(lanes: int):
+    assert finish(start("from kernels import guarded; guarded.call_dotted()", NPDWCONV_LANES=lanes)).endswith("done")
+
+
+@pytest.mark.parametrize("lanes", EACH_LANES)
 def test_kernels_that_cover_rows_stay_inside(lanes: int):
     assert finish(start("from kernels import guarded; guarded.call_covering()", NPDWCONV_LANES=lanes)).endswith("done")
 

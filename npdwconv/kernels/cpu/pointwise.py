@@ -13,6 +13,7 @@ import numpy as np
 from npdwconv.activations import Activation
 from npdwconv.kernels.cpu import caches
 from npdwconv.kernels.cpu.arrays import aligned, deliver, plain, room, target
+from npdwconv.kernels.cpu.dots import dot_product
 from npdwconv.kernels.cpu.engine import NOWHERE, Parts, Program, Ready, checks
 from npdwconv.kernels.cpu.products import (
     Matrices,
@@ -294,7 +295,7 @@ def _weight_plan(
     x_dtype: np.dtype[Any],
     threads: int,
 ) -> WeightPlan:
-    """The reduction that gives a weight's gradient: the cheaper of its two sides."""
+    """The reduction that gives a weight's gradient: along contiguous depths, or by panels, the cheaper of two sides."""
     last = layout == "channels_last" or pixels == 1
     if last:
         batch, pixels = 1, batch * pixels
@@ -304,6 +305,10 @@ def _weight_plan(
     swapped = Matrices(
         batch, columns, rows, pixels, x, grad, out, x_dtype.name, grad_dtype.name, dtype, turned=True, threads=threads
     )
+    alone = [m._replace(threads=1).cut("").cost for m in (plain, swapped)]
+    along = dot_product(plain, min(alone) * batch * pixels)
+    if along is not None:
+        return WeightPlan(along, dtype, False)
     if swapped.cut("").cost < 0.95 * plain.cut("").cost:
         return WeightPlan(reduction(swapped), dtype, True)
     return WeightPlan(reduction(plain), dtype, False)
