@@ -53,6 +53,7 @@ class _Tile:
         return [opaque(b, b.add(first, b.mul(pitch, number))) for number in numbers]
 
     def sums(self, a: list[Value], b: list[Value], depth: Value) -> list[Value]:
+        """Vectors whose lanes are parts of the sums over the depth, row after row: whole vectors, then what is left."""
         builder, v, spec = self.builder, self.v, self.spec
         a_type, b_type, size = str(spec.a_type), str(spec.b_type), int(spec.a_size)
 
@@ -107,6 +108,7 @@ class _Tile:
 
 @intrinsic
 def _tile(typing: Any, task: Any, a: Any, b: Any, out: Any, rows: Any, columns: Any, depth: Any, add: Any) -> Any:
+    """One tile, of so many rows and columns; what is there is added to where ``add`` is not zero."""
     spec = task.spec
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -18,7 +18,7 @@ WALK = "fetch", "fetch_end", "fetch_step", "fetch_length", "fetch_pitch"  # a wa
 
 
 def prefetch(builder: Any, address: Value, *, write: bool = False, near: bool = False) -> None:
-    """Ask for the line at ``address``, which need not exist, in order to write it soon or to read it a little later."""
+    """Ask for the line at ``address``, which need not exist: to write or (``near``) read it soon, or read it later."""
     pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
     kind = ir.FunctionType(ir.VoidType(), [pointer.type, I32, I32, I32])
     module, name = builder.module, "llvm.prefetch.p0"

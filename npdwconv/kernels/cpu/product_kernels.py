@@ -15,7 +15,7 @@ NOTHING = 0, 0, 0, 0, 0  # packed ahead
 def _next_panel(task: Any, b: Any, p: Any, exists: Any, target: Any) -> Any:
     """What tiles pack of b's panel p, if it ``exists``: whether they do, and what `rows_by_panel` needs for that.
 
-    Where they do not they copy what is never read, from columns that exist.
+    Where they do not they stay at one step of columns that exist, and what they copy is never read.
     """
     vectors, begin = task.vectors if p < task.wide else task.last, first_vector(task, p) * task.lanes
     columns = min(vectors * task.lanes, task.columns - begin)
