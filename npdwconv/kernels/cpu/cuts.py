@@ -78,12 +78,13 @@ def best_cut(
     cuts = (
         _cut(tile, images, height, vectors, depth, row_blocks, threads // row_blocks, split_images, neighbours, low)
         for tile in tiles
-        for row_blocks in _divisors(threads)
+        for row_blocks in divisors(threads)
     )
     return min(cuts, key=lambda cut: cut.cost)
 
 
-def _divisors(number: int) -> Iterator[int]:
+def divisors(number: int) -> Iterator[int]:
+    """From the number itself down to 1."""
     return (divisor for divisor in range(number, 0, -1) if number % divisor == 0)
 
 

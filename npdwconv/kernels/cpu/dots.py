@@ -13,17 +13,18 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npdwconv.kernels.cpu.assembly import opaque
+from npdwconv.kernels.cpu.cuts import divisors
 from npdwconv.kernels.cpu.engine import Kernel, Launch
 from npdwconv.kernels.cpu.gemm import repeat
 from npdwconv.kernels.cpu.machine import machine
-from npdwconv.kernels.cpu.products import Matrices, Scratched
+from npdwconv.kernels.cpu.products import PACKING, Matrices, Scratched
 from npdwconv.kernels.cpu.simd import STORED, Value, Vectors, int64
 from npdwconv.kernels.cpu.spec import Fixed, Spec, field
+from npdwconv.kernels.cpu.weight_tiles import when
 
 TILES = {32: (4, 6), 16: (4, 3)}  # rows and columns of a tile: its sums, a line of the columns and an element of a row
 CHUNK = 1024  # steps of the depth whose columns stay in the first cache
-ADDING = 70  # cycles to add up the lanes of a tile's sums and write them
-PACKING = 3  # cycles for each vector that a product by panels packs
+ADDING = 70  # cycles to add up the lanes of a tile's sums and write them: reckoned by instructions
 WORTH = {32: 1.0, 16: 0.8}  # part of that product's cycles up to which this one was the faster, as measured
 
 
@@ -41,27 +42,26 @@ class _Tile:
 
     def __init__(self, builder: Any, task: Value, spec: Spec) -> None:
         self.builder, self.task, self.spec = builder, task, spec
-        self.v = Vectors(builder, STORED[str(spec.a_type)][2])
+        self.v = Vectors(builder, STORED[str(spec.stored)][2])
         self.rows, self.width = int(spec.rows), int(spec.width)
 
     def lines(self, name: str, first: Value, count: int, exist: Value) -> list[Value]:
         """Addresses of an operand's lines; of the last that exists in place of those that do not."""
         b = self.builder
-        pitch = self.v.index(field(b, self.spec, self.task, f"{name}_line"), int(getattr(self.spec, f"{name}_size")))
+        pitch = self.v.index(field(b, self.spec, self.task, f"{name}_line"), int(self.spec.stored_size))
         last = b.sub(exist, int64(1))
         numbers = [b.select(b.icmp_signed("<", int64(n), last), int64(n), last) for n in range(count)]
         return [opaque(b, b.add(first, b.mul(pitch, number))) for number in numbers]
 
     def sums(self, a: list[Value], b: list[Value], depth: Value) -> list[Value]:
         """Vectors whose lanes are parts of the sums over the depth, row after row: whole vectors, then what is left."""
-        builder, v, spec = self.builder, self.v, self.spec
-        a_type, b_type, size = str(spec.a_type), str(spec.b_type), int(spec.a_size)
+        builder, v, stored, size = self.builder, self.v, str(self.spec.stored), int(self.spec.stored_size)
 
         def step(at: Value, sums: list[Value], mask: Value | None) -> list[Value]:
-            line = [v.load(v.at(column, at), b_type, mask) for column in b]
+            line = [v.load(v.at(column, at), stored, mask) for column in b]
             results = []
             for number, row in enumerate(a):
-                element = v.load(v.at(row, at), a_type, mask)
+                element = v.load(v.at(row, at), stored, mask)
                 each = sums[number * self.width : (number + 1) * self.width]
                 results += [v.fma(element, y, z) for y, z in zip(line, each, strict=True)]
             return results
@@ -72,17 +72,8 @@ class _Tile:
         whole = builder.udiv(depth, int64(v.lanes))
         at, *sums = repeat(builder, whole, [int64(0), *[v.zero()] * (self.rows * self.width)], body)
         left = builder.urem(depth, int64(v.lanes))
-        before = builder.block
-        with builder.if_then(builder.icmp_signed(">", left, int64(0))):
-            partial = step(at, sums, v.between(int64(0), left))
-            inside = builder.block
-        results = []
-        for old, new in zip(sums, partial, strict=True):
-            phi = builder.phi(old.type)
-            phi.add_incoming(old, before)
-            phi.add_incoming(new, inside)
-            results.append(phi)
-        return results
+        some = builder.icmp_signed(">", left, int64(0))
+        return when(builder, some, sums, lambda sums: step(at, sums, v.between(int64(0), left)))
 
     def write(self, sums: list[Value], out: Value, rows: Value, columns: Value, add: Value) -> None:
         """Every row's totals, plus what is there where ``add`` is not zero; several rows may share a vector."""
@@ -135,13 +126,13 @@ def _dots(task: Any, item: Any) -> None:
     for image in range(task.images):
         for start in range(0, task.depth, task.chunk):
             depth = min(task.chunk, task.depth - start)
-            a = task.a + (image * task.a_image + start) * task.a_size
-            b = task.b + (image * task.b_image + start) * task.b_size
+            a = task.a + (image * task.a_image + start) * task.stored_size
+            b = task.b + (image * task.b_image + start) * task.stored_size
             for column in range(left, right, task.width):
-                here = b + column * task.b_line * task.b_size
+                here = b + column * task.b_line * task.stored_size
                 for row in range(top, bottom, task.rows):
                     out = task.out + (row * task.out_row + column) * task.out_size
-                    there = a + row * task.a_line * task.a_size
+                    there = a + row * task.a_line * task.stored_size
                     _tile(task, there, here, out, bottom - row, right - column, depth, image + start)
 
 
@@ -163,12 +154,10 @@ def dot_product(m: Matrices, cycles: float) -> Scratched | None:
     packing = PACKING * m.images * m.depth * min(m.height, m.columns) / m.lanes
     if m.images * chunks * tiles * panels * (steps * rows * width / 2 + ADDING) > WORTH[registers] * (cycles + packing):
         return None
-    shares = [(blocks, m.threads // blocks) for blocks in range(1, m.threads + 1) if m.threads % blocks == 0]
-    _, row_blocks, column_blocks = min(
-        (-(-tiles // high) * -(-panels // wide), min(high, tiles), min(wide, panels)) for high, wide in shares
-    )
-    fixed: dict[str, Fixed] = {"rows": rows, "width": width, "a_type": m.a_type, "b_type": m.b_type}
-    fixed |= {"a_size": STORED[m.a_type][1], "b_size": STORED[m.b_type][1], "out_size": STORED[m.out_type][1]}
+    shares = [(min(blocks, tiles), min(m.threads // blocks, panels)) for blocks in divisors(m.threads)]
+    row_blocks, column_blocks = min(shares, key=lambda share: (-(-tiles // share[0]) * -(-panels // share[1]), share))
+    fixed: dict[str, Fixed] = {"rows": rows, "width": width, "stored": m.a_type, "stored_size": STORED[m.a_type][1]}
+    fixed |= {"out_size": STORED[m.out_type][1]}
     numbers = {
         "images": m.images,
         "height": m.height,

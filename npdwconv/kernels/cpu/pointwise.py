@@ -16,6 +16,7 @@ from npdwconv.kernels.cpu.arrays import aligned, deliver, plain, room, target
 from npdwconv.kernels.cpu.dots import dot_product
 from npdwconv.kernels.cpu.engine import NOWHERE, Parts, Program, Ready, checks
 from npdwconv.kernels.cpu.products import (
+    PACKING,
     Matrices,
     Packing,
     Scratched,
@@ -265,7 +266,7 @@ def cheaper(along: Matrices, across: Matrices) -> Matrices:
 def _cost(m: Matrices, *, packs: bool) -> float:
     """Cycles of a product in channels_first: its sums, and packing the pixels or turning the results."""
     vectors = m.images * -(-m.columns // m.lanes) / m.threads
-    extra = vectors * (3 * m.depth * (not in_place(m)) if packs else 6 * m.height)
+    extra = vectors * (PACKING * m.depth * (not in_place(m)) if packs else 6 * m.height)
     cut = m.cut("columns" if packs else "rows")
     return cut.cost * m.depth + extra + scattered(m, cut)
 

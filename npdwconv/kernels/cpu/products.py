@@ -225,6 +225,7 @@ REFETCH = 8  # cycles for a line that is in neither of a core's caches any more
 ALL_ROWS = 4 << 20  # bytes of packed rows, of all items, that are as good as in a cache which cores share
 LOW = 1.06  # what a reduction costs more of low tiles where two vectors of 64 bytes are multiplied in a cycle
 IDLE = 3  # cycles of a step of the depth for every element that it packs meanwhile
+PACKING = 3  # cycles to pack a vector of a panel
 CHUNK = 512  # steps of a long depth that are summed before they are added to the result
 
 
