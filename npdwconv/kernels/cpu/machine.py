@@ -49,7 +49,7 @@ def halves() -> bool:
 
 @cache
 def pairs() -> bool:
-    """Whether two vectors are multiplied in a cycle: of 64 bytes not by a Zen 4; an Emerald Rapids does, as measured."""
+    """Whether two vectors are multiplied in a cycle: of 64 bytes by an Emerald Rapids, not by a Zen 4 (measured)."""
     return machine().feature != "avx512f" or (config.CPU_NAME or llvm.get_host_cpu_name()) != "znver4"
 
 
